@@ -1,0 +1,1335 @@
+//! The engine: one [`Exchange`] per stream, driven by the host with the stream's events.
+//!
+//! An event goes through three steps. The *state* learns what happened. The *future* is polled, if
+//! somebody has asked for it, with no borrow held. Then the *effects* are carried out: a reply or a
+//! reset first, then what can move between hooks, then this hook's verdict. Effects come last
+//! because each may run other hooks of the same stream before it returns, or end the stream.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+
+use crate::body::{Body, Disposition, FrameStream, too_large};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::{Completion, Outcome};
+use crate::flow::{Flow, Hook, Input, Mode, Move, Seen};
+use crate::headers::{HeaderError, Headers};
+use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
+use crate::message::{CONTENT_LENGTH, Message, Next, TrailersHook, pairs};
+use crate::registry::{ErasedFilter, HandleFuture, Loaded};
+use crate::runtime::{enter, guarded};
+use crate::wake::WakeState;
+use crate::{Request, Response, current};
+
+/// The most bytes that are taken out of Envoy ahead of the filter to make room for output, when
+/// Envoy's own limit is unlimited.
+const DEFAULT_LIMIT: usize = 1 << 20;
+
+/// References to the wake state that the exchange itself holds: the state, and the waker of it.
+const OWN_WAKERS: usize = 2;
+
+/// One exchange: a request, its response, and the filter between them.
+///
+/// The host makes one per stream, reports the stream's events in order, and ends with
+/// [`complete`](Exchange::complete) and [`destroy`](Exchange::destroy).
+#[derive(Clone, Debug)]
+pub struct Exchange(Rc<Inner>);
+
+pub(crate) struct Inner<H: Host + ?Sized = dyn Host> {
+    filter: Arc<dyn ErasedFilter>,
+    wake: Arc<WakeState>,
+    waker: Waker,
+    /// A poll of this exchange was asked for by an event.
+    due: Cell<bool>,
+    /// The future is being polled or dropped, further down the stack.
+    busy: Cell<bool>,
+    /// How many events are on the stack.
+    depth: Cell<u32>,
+    /// The host may be called.
+    alive: Cell<bool>,
+    task: RefCell<Option<HandleFuture>>,
+    state: RefCell<State>,
+    host: H,
+}
+
+struct State {
+    request: Side,
+    response: Side,
+    /// `handle` was started.
+    started: bool,
+    next: NextState,
+    response_waiter: Waiter,
+    /// Decided, not yet carried out.
+    effect: Option<Effect>,
+    /// A streamed reply of the filter's own.
+    reply: Option<ReplyStream>,
+    /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
+    replied: bool,
+    invalid: Option<HeaderError>,
+    outcome: Option<Outcome>,
+    completed: bool,
+}
+
+struct Side {
+    flow: Flow,
+    waiter: Waiter,
+    pump: Option<FrameStream>,
+    on_trailers: Option<TrailersHook>,
+    /// Trailers that the pump made.
+    out_trailers: Option<HeaderMap>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NextState {
+    NotCalled,
+    Called,
+}
+
+enum Effect {
+    Reply { status: StatusCode, headers: HeaderMap, body: Bytes, details: String },
+    StartReply { status: StatusCode, headers: HeaderMap, reply: ReplyStream },
+    Reset { details: String },
+}
+
+struct ReplyStream {
+    body: FrameStream,
+    trailers: Option<HeaderMap>,
+    /// Ready to be sent.
+    frame: Option<Bytes>,
+    ended: bool,
+    /// The client does not take more for now.
+    paused: bool,
+}
+
+/// Who waits for an event. The exchange's own waker is not cloned: it only means that a poll is due.
+#[derive(Default)]
+enum Waiter {
+    #[default]
+    Nobody,
+    Exchange,
+    Other(Waker),
+}
+
+impl Side {
+    fn new() -> Self {
+        Side {
+            flow: Flow::new(),
+            waiter: Waiter::Nobody,
+            pump: None,
+            on_trailers: None,
+            out_trailers: None,
+        }
+    }
+}
+
+impl State {
+    fn side(&mut self, direction: Direction) -> &mut Side {
+        match direction {
+            Direction::Request => &mut self.request,
+            Direction::Response => &mut self.response,
+        }
+    }
+    fn flow(&mut self, direction: Direction) -> &mut Flow {
+        &mut self.side(direction).flow
+    }
+}
+
+const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
+
+impl Exchange {
+    /// An exchange of a loaded filter, on a stream.
+    pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
+        let wake = Arc::new(WakeState::new());
+        let state = State {
+            request: Side::new(),
+            response: Side::new(),
+            started: false,
+            next: NextState::NotCalled,
+            response_waiter: Waiter::Nobody,
+            effect: None,
+            reply: None,
+            replied: false,
+            invalid: None,
+            outcome: None,
+            completed: false,
+        };
+        Exchange(Rc::new(Inner {
+            filter: filter.0.clone(),
+            waker: Waker::from(wake.clone()),
+            wake,
+            due: Cell::new(false),
+            busy: Cell::new(false),
+            depth: Cell::new(0),
+            alive: Cell::new(true),
+            task: RefCell::new(None),
+            state: RefCell::new(state),
+            host,
+        }))
+    }
+
+    /// Headers have arrived.
+    pub fn headers(&self, direction: Direction, end_stream: bool) -> Verdict {
+        self.0.on_headers(direction, end_stream)
+    }
+
+    /// A frame of body has arrived; `end_stream` also when it is empty.
+    pub fn data(&self, direction: Direction, end_stream: bool) -> DataVerdict {
+        self.0.on_data(direction, end_stream)
+    }
+
+    /// Trailers have arrived.
+    pub fn trailers(&self, direction: Direction) -> Verdict {
+        self.0.on_trailers(direction)
+    }
+
+    /// The worker runs what [`Notify::notify`](crate::host::Notify::notify) asked for.
+    pub fn scheduled(&self) {
+        self.0.event(|_| ());
+    }
+
+    /// Somebody (Envoy, another filter, this one) sends a local reply.
+    pub fn local_reply(&self) {
+        self.0.on_local_reply();
+    }
+
+    /// The client's connection takes more, or not.
+    pub fn downstream_watermark(&self, above: bool) {
+        let inner = &self.0;
+        inner.event(|state| {
+            if let Some(reply) = &mut state.reply {
+                reply.paused = above;
+                inner.due.set(true);
+            }
+        });
+    }
+
+    /// The stream has ended; the host may still be called. The future is dropped here, and
+    /// `on_complete` runs.
+    pub fn complete(&self) {
+        self.0.complete();
+    }
+
+    /// The stream goes. From now on the host is not called.
+    pub fn destroy(&self) {
+        self.0.alive.set(false);
+        self.0.wake.kill();
+        self.0.complete();
+    }
+}
+
+impl Inner {
+    pub(crate) fn filter(&self) -> &dyn ErasedFilter {
+        &*self.filter
+    }
+
+    /// Calls the host, if the stream is still there.
+    pub(crate) fn read<R>(&self, f: impl FnOnce(&dyn Host) -> R) -> Option<R> {
+        self.alive.get().then(|| f(&self.host))
+    }
+
+    pub(crate) fn poison(&self, error: HeaderError) {
+        self.state.borrow_mut().invalid.get_or_insert(error);
+    }
+
+    fn take_invalid(&self) -> Result<()> {
+        match self.state.borrow_mut().invalid.take() {
+            Some(error) => Err(invalid(error)),
+            None => Ok(()),
+        }
+    }
+
+    // ---- events -----------------------------------------------------------------------------
+
+    fn on_headers(self: &Rc<Self>, direction: Direction, end: bool) -> Verdict {
+        if direction == Direction::Response && self.is_stranger() {
+            return Verdict::Continue;
+        }
+        self.in_hook(direction, Hook::Headers, |state| {
+            let side = state.side(direction);
+            side.flow.started = true;
+            side.flow.ended |= end;
+            if direction == Direction::Response {
+                self.notify_waiter(&mut state.response_waiter);
+            } else if !state.started {
+                state.started = true;
+                self.due.set(true);
+                enter();
+                let request = Request::live(self.clone());
+                let next = Next::new(self.clone());
+                *self.task.borrow_mut() = Some(self.filter.start(self.clone(), request, next));
+            }
+        });
+        let step = self.state.borrow_mut().flow(direction).on_headers();
+        if step.emit {
+            self.append_output(direction, Area::Buffer);
+        }
+        self.end_hook(direction);
+        step.verdict
+    }
+
+    /// A response that is not for the filter: it never saw the request, has already answered, or
+    /// somebody else answered before it let the request go.
+    fn is_stranger(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        if !state.started || state.replied {
+            state.response.flow.mode = Mode::Pass;
+            return true;
+        }
+        let request_held =
+            state.next == NextState::NotCalled && state.request.flow.mode != Mode::Pass;
+        drop(state);
+        if request_held && !self.busy.get() {
+            self.cancel();
+        }
+        false
+    }
+
+    fn cancel(self: &Rc<Self>) {
+        self.drop_futures();
+        let mut state = self.state.borrow_mut();
+        state.outcome.get_or_insert(Outcome::Cancelled);
+        state.response.flow.mode = Mode::Pass;
+        state.replied = true;
+    }
+
+    fn on_data(self: &Rc<Self>, direction: Direction, end: bool) -> DataVerdict {
+        {
+            let mut state = self.state.borrow_mut();
+            let side = state.side(direction);
+            // Out of the data path: nothing to look at, nothing to wake.
+            if side.flow.mode == Mode::Pass && !side.flow.stopped {
+                side.flow.ended |= end;
+                return DataVerdict::Continue;
+            }
+        }
+        self.in_hook(direction, Hook::Data, |state| {
+            let side = state.side(direction);
+            side.flow.ended |= end;
+            self.notify_waiter(&mut side.waiter);
+        });
+        if end && let Err(error) = self.check_new_trailers(direction) {
+            self.fail(error);
+            self.settle();
+        }
+        if !self.alive.get() {
+            return DataVerdict::StopNoBuffer;
+        }
+        let host = &self.host;
+        let seen = Seen {
+            frame: host.body_len(direction, Area::Frame),
+            frame_is_buffer: host.frame_is_buffer(direction),
+            buffer: host.body_len(direction, Area::Buffer),
+            limit: self.limit(),
+        };
+        let step = self.state.borrow_mut().flow(direction).on_data(seen);
+        self.deal_with_input(direction, step.input);
+        if step.emit {
+            self.append_output(direction, Area::Frame);
+        }
+        self.end_hook(direction);
+        step.verdict
+    }
+
+    fn on_trailers(self: &Rc<Self>, direction: Direction) -> Verdict {
+        self.in_hook(direction, Hook::Trailers, |state| {
+            let side = state.side(direction);
+            side.flow.ended = true;
+            side.flow.trailers = true;
+            self.notify_waiter(&mut side.waiter);
+        });
+        if !self.alive.get() {
+            return Verdict::Stop;
+        }
+        let buffer = self.host.body_len(direction, Area::Buffer);
+        let step = self.state.borrow_mut().flow(direction).on_trailers(buffer);
+        if step.verdict == Verdict::Continue {
+            self.finish_trailers(direction);
+        }
+        if step.emit {
+            self.deal_with_input(direction, Input::Drop);
+            self.append_output(direction, Area::Buffer);
+        }
+        if step.again {
+            self.wake.wake();
+        }
+        self.end_hook(direction);
+        step.verdict
+    }
+
+    fn on_local_reply(self: &Rc<Self>) {
+        let state = self.state.borrow();
+        let ours = state.replied || !state.started || state.next == NextState::Called;
+        drop(state);
+        if !ours && !self.busy.get() {
+            self.cancel();
+        }
+    }
+
+    /// Runs everything of a hook but its verdict.
+    fn in_hook(self: &Rc<Self>, direction: Direction, hook: Hook, f: impl FnOnce(&mut State)) {
+        self.begin();
+        {
+            let mut state = self.state.borrow_mut();
+            state.flow(direction).hook = Some(hook);
+            f(&mut state);
+        }
+        self.poll_and_settle();
+    }
+
+    /// The verdict is there, but Envoy has not got it yet: the hook counts as over.
+    fn end_hook(&self, direction: Direction) {
+        self.state.borrow_mut().flow(direction).hook = None;
+        self.end();
+    }
+
+    /// An event that is not a hook of a direction.
+    fn event(self: &Rc<Self>, f: impl FnOnce(&mut State)) {
+        self.begin();
+        f(&mut self.state.borrow_mut());
+        self.poll_and_settle();
+        self.end();
+    }
+
+    fn begin(&self) {
+        let depth = self.depth.get();
+        self.depth.set(depth + 1);
+        let woken = if depth == 0 { self.wake.enter() } else { self.wake.take() };
+        if woken {
+            self.due.set(true);
+        }
+    }
+
+    fn end(&self) {
+        let depth = self.depth.get() - 1;
+        self.depth.set(depth);
+        if depth == 0 {
+            let shared = Arc::strong_count(&self.wake) > OWN_WAKERS;
+            // Whoever has dropped its waker has woken before: see that wake.
+            fence(Ordering::Acquire);
+            self.wake.leave(shared && self.alive.get(), || self.host.notifier());
+        }
+    }
+
+    fn poll_and_settle(self: &Rc<Self>) {
+        // Further down the stack, a poll is running: it will see what has happened.
+        if self.busy.get() {
+            if self.due.take() {
+                self.wake.wake();
+            }
+            return;
+        }
+        if self.due.take() {
+            self.poll();
+        }
+        self.settle();
+    }
+
+    fn notify_waiter(&self, waiter: &mut Waiter) {
+        match std::mem::take(waiter) {
+            Waiter::Nobody => (),
+            Waiter::Exchange => self.due.set(true),
+            Waiter::Other(waker) => {
+                waker.wake();
+                // If that was, in the end, our own waker, the poll need not wait for a post.
+                if self.wake.take() {
+                    self.due.set(true);
+                }
+            }
+        }
+    }
+
+    fn waiter(&self, cx: &Context<'_>) -> Waiter {
+        if cx.waker().will_wake(&self.waker) {
+            Waiter::Exchange
+        } else {
+            Waiter::Other(cx.waker().clone())
+        }
+    }
+
+    // ---- polling ----------------------------------------------------------------------------
+
+    fn poll(self: &Rc<Self>) {
+        let meta = self.filter.meta();
+        let started = Instant::now();
+        let scope = current::Scope::enter(self);
+        self.busy.set(true);
+        let polled = guarded(|| self.poll_all());
+        self.busy.set(false);
+        match polled {
+            Ok(None) => (),
+            Ok(Some(error)) => self.fail(error),
+            Err(message) => self.fail(Error::panicked(message)),
+        }
+        let took = started.elapsed();
+        if took > meta.slow_poll {
+            meta.slow_polls.inc();
+            tracing::warn!(
+                took_ms = took.as_secs_f64() * 1e3,
+                budget_ms = meta.slow_poll.as_secs_f64() * 1e3,
+                "the filter blocked the worker; use an async client, or attache::spawn_blocking"
+            );
+        }
+        drop(scope);
+        // The stream ended while the filter was running.
+        if !self.alive.get() || self.state.borrow().completed {
+            self.finish();
+        }
+    }
+
+    fn poll_all(self: &Rc<Self>) -> Option<Error> {
+        let mut cx = Context::from_waker(&self.waker);
+        let task = self.task.borrow_mut().take();
+        if let Some(mut task) = task {
+            match task.as_mut().poll(&mut cx) {
+                Poll::Pending => *self.task.borrow_mut() = Some(task),
+                Poll::Ready(result) => {
+                    // The future goes before its response is looked at: what it held is free.
+                    drop(task);
+                    if let Err(error) = result.and_then(|r| self.release_response(r)) {
+                        return Some(error);
+                    }
+                }
+            }
+        }
+        for direction in BOTH {
+            if let Err(error) = self.poll_pump(direction, &mut cx) {
+                return Some(error);
+            }
+        }
+        self.poll_reply(&mut cx).err()
+    }
+
+    fn poll_pump(&self, direction: Direction, cx: &mut Context<'_>) -> Result<()> {
+        loop {
+            let mut state = self.state.borrow_mut();
+            let side = state.side(direction);
+            if !side.flow.wants_output() {
+                return Ok(());
+            }
+            let Some(mut pump) = side.pump.take() else { return Ok(()) };
+            drop(state);
+            let item = pump.as_mut().poll_next(cx);
+            let mut state = self.state.borrow_mut();
+            let side = state.side(direction);
+            match item {
+                Poll::Pending => {
+                    side.pump = Some(pump);
+                    return Ok(());
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    side.pump = Some(pump);
+                    match frame.into_data() {
+                        Ok(data) => side.flow.out.push(data),
+                        Err(frame) => side.out_trailers = frame.into_trailers().ok(),
+                    }
+                    let limit = self.filter.meta().options.gather_limit_bytes;
+                    if side.flow.ended && side.flow.out.len() > limit {
+                        return Err(Error::make(
+                            ErrorKind::BodyTooLarge,
+                            StatusCode::INTERNAL_SERVER_ERROR,
+                            format!(
+                                "more than {limit} bytes were written after the message had ended; \
+                                 this Envoy host sends those together, so they are limited by \
+                                 `attache.gather_limit_bytes`"
+                            ),
+                        ));
+                    }
+                }
+                Poll::Ready(done) => {
+                    side.flow.out_done = true;
+                    drop(state);
+                    // May drop the reader of the input.
+                    drop(pump);
+                    if let Some(Err(error)) = done {
+                        return Err(error);
+                    }
+                    return self.check_new_trailers(direction);
+                }
+            }
+        }
+    }
+
+    /// Trailers that the pump made need a map to go to.
+    fn check_new_trailers(&self, direction: Direction) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        let possible = side.flow.trailers
+            || !side.flow.ended
+            || self.read(|h| h.capabilities().new_trailers) == Some(true);
+        if side.out_trailers.as_ref().is_some_and(|t| !t.is_empty()) && !possible {
+            return Err(no_new_trailers());
+        }
+        Ok(())
+    }
+
+    fn poll_reply(&self, cx: &mut Context<'_>) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        let Some(reply) = &mut state.reply else { return Ok(()) };
+        if reply.paused || reply.frame.is_some() || reply.ended {
+            return Ok(());
+        }
+        let Some(mut reply) = state.reply.take() else { return Ok(()) };
+        drop(state);
+        let result = loop {
+            match reply.body.as_mut().poll_next(cx) {
+                Poll::Pending => break Ok(()),
+                Poll::Ready(None) => {
+                    reply.ended = true;
+                    break Ok(());
+                }
+                Poll::Ready(Some(Err(error))) => break Err(error),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => (),
+                    Ok(data) => {
+                        reply.frame = Some(data);
+                        break Ok(());
+                    }
+                    Err(frame) => reply.trailers = frame.into_trailers().ok(),
+                },
+            }
+        };
+        self.state.borrow_mut().reply = Some(reply);
+        result
+    }
+
+    // ---- what the filter asks for -----------------------------------------------------------
+
+    /// `next.run`: the request goes on.
+    pub(crate) fn release_request(self: &Rc<Self>, message: Message) -> Result<()> {
+        self.take_invalid()?;
+        if !self.alive.get() {
+            return Err(Error::gone());
+        }
+        self.state.borrow_mut().next = NextState::Called;
+        self.release(Direction::Request, message, false);
+        Ok(())
+    }
+
+    pub(crate) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        if state.response.flow.started {
+            return Poll::Ready(());
+        }
+        state.response_waiter = self.waiter(cx);
+        Poll::Pending
+    }
+
+    /// Sets a direction going with the body that the message now has.
+    fn release(self: &Rc<Self>, direction: Direction, message: Message, bodyless: bool) {
+        let Message { body, on_trailers, headers, exchange: _ } = message;
+        drop(headers);
+        let disposition = body.disposition(self, direction);
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        side.on_trailers = on_trailers;
+        let length = match disposition {
+            Disposition::Untouched if !bodyless => {
+                side.flow.mode = if side.flow.pending.is_empty() { Mode::Pass } else { Mode::Pump };
+                if !side.flow.taken {
+                    return;
+                }
+                None
+            }
+            Disposition::Full(bytes) if !bodyless => {
+                let length = bytes.len();
+                side.flow.mode = Mode::Pump;
+                side.flow.out.push(bytes);
+                side.flow.out_done = true;
+                Some(length)
+            }
+            Disposition::Stream(pump) if !bodyless => {
+                side.flow.mode = Mode::Pump;
+                side.pump = Some(pump);
+                None
+            }
+            rest => {
+                side.flow.mode = Mode::Pump;
+                side.flow.out_done = true;
+                drop(state);
+                drop(rest);
+                self.set_content_length(direction, None);
+                return;
+            }
+        };
+        drop(state);
+        self.set_content_length(direction, length);
+    }
+
+    fn set_content_length(&self, direction: Direction, length: Option<usize>) {
+        self.read(|host| match length {
+            Some(length) => {
+                host.set_header(direction.headers(), CONTENT_LENGTH, length.to_string().as_bytes())
+            }
+            None => host.remove_header(direction.headers(), CONTENT_LENGTH),
+        });
+    }
+
+    /// `handle` has returned a response.
+    fn release_response(self: &Rc<Self>, response: Response) -> Result<()> {
+        self.take_invalid()?;
+        let arrived = self.state.borrow().response.flow.started;
+        if response.message.headers.is_live(self, Map::ResponseHeaders) {
+            self.state.borrow_mut().outcome = Some(Outcome::Responded);
+            let status = response.status();
+            let untouched = response.message.body.is_live_of(self, Direction::Response)
+                && !self.state.borrow().response.flow.taken;
+            // What came without a body may go on without one; anything else would break framing.
+            let bodyless = if untouched {
+                has_no_body(status) && !self.is_drained(Direction::Response)
+            } else {
+                has_no_body(status) || self.is_head()
+            };
+            self.release(Direction::Response, response.message, bodyless);
+            return Ok(());
+        }
+        self.reply(response, arrived)
+    }
+
+    fn is_head(&self) -> bool {
+        let mut head = false;
+        self.read(|host| {
+            host.header(Map::RequestHeaders, ":method", 0, &mut |v| head = v == b"HEAD")
+        });
+        head
+    }
+
+    /// A response of the filter's own.
+    fn reply(self: &Rc<Self>, response: Response, arrived: bool) -> Result<()> {
+        let Response { message, status, trailers } = response;
+        if !(200..600).contains(&status.as_u16()) {
+            return Err(Error::make(
+                ErrorKind::InvalidMessage,
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("a response of the filter cannot have status {}", status.as_u16()),
+            ));
+        }
+        let headers = message.headers.into_owned().map_err(invalid)?;
+        let body = if has_no_body(status) { Body::empty() } else { message.body };
+        let grpc_error = status != StatusCode::OK && self.is_grpc();
+        let details = self.details("reply");
+        let effect = match body.disposition(self, Direction::Response) {
+            Disposition::Full(body) if trailers.is_none() || grpc_error => {
+                Effect::Reply { status, headers, body, details }
+            }
+            // An error to gRPC is trailers only.
+            _ if grpc_error => Effect::Reply { status, headers, body: Bytes::new(), details },
+            // The upstream's body under a new head.
+            Disposition::Untouched => return self.replace(status, headers, None, trailers),
+            Disposition::Stream(body) if arrived => {
+                return self.replace(status, headers, Some(body), trailers);
+            }
+            Disposition::Full(body) if arrived => {
+                let body = Body::from(body).into_frames();
+                return self.replace(status, headers, Some(body), trailers);
+            }
+            Disposition::Full(body) => {
+                let reply = ReplyStream::new(Body::from(body).into_frames(), trailers);
+                Effect::StartReply { status, headers, reply }
+            }
+            Disposition::Stream(body) => {
+                Effect::StartReply { status, headers, reply: ReplyStream::new(body, trailers) }
+            }
+        };
+        let mut state = self.state.borrow_mut();
+        state.outcome = Some(Outcome::Replied);
+        state.effect = Some(effect);
+        Ok(())
+    }
+
+    /// Puts a new response in the place of the upstream's, which has arrived and is held.
+    fn replace(
+        self: &Rc<Self>,
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Option<FrameStream>,
+        trailers: Option<HeaderMap>,
+    ) -> Result<()> {
+        if trailers.is_some_and(|t| !t.is_empty()) {
+            return Err(no_new_trailers());
+        }
+        let map = Map::ResponseHeaders;
+        let mut old = Vec::new();
+        self.read(|host| {
+            host.headers(map, &mut |name, _| {
+                if let Ok(name) = std::str::from_utf8(name) {
+                    if !name.starts_with(':') {
+                        old.push(name.to_owned());
+                    }
+                }
+            });
+            for name in &old {
+                host.remove_header(map, name);
+            }
+            host.set_header(map, ":status", status.as_str().as_bytes());
+            for (name, value) in &headers {
+                if name != header::CONTENT_LENGTH {
+                    host.append_header(map, name.as_str(), value.as_bytes());
+                }
+            }
+        });
+        let bodyless = self.is_head();
+        let mut state = self.state.borrow_mut();
+        state.outcome = Some(Outcome::Replied);
+        let side = &mut state.response;
+        side.on_trailers = Some(Box::new(clear));
+        match body {
+            None => side.flow.mode = Mode::Pass,
+            Some(_) if bodyless => {
+                side.flow.mode = Mode::Pump;
+                side.flow.out_done = true;
+            }
+            Some(body) => {
+                side.flow.mode = Mode::Pump;
+                side.pump = Some(body);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_grpc(&self) -> bool {
+        let mut grpc = false;
+        self.read(|host| {
+            host.header(Map::RequestHeaders, "content-type", 0, &mut |v| {
+                grpc = v
+                    .strip_prefix(b"application/grpc")
+                    .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')));
+            })
+        });
+        grpc
+    }
+
+    fn details(&self, what: &str) -> String {
+        format!("attache.{}.{what}", self.filter.meta().name.replace(char::is_whitespace, "_"))
+    }
+
+    /// The filter has failed.
+    fn fail(self: &Rc<Self>, error: Error) {
+        let meta = self.filter.meta();
+        let panicked = error.is_panic();
+        if panicked {
+            meta.panics.inc();
+            tracing::error!("the filter panicked: {error:?}");
+        } else {
+            meta.errors.inc();
+            tracing::error!(status = error.status_code().as_u16(), "the filter failed: {error:?}");
+        }
+        self.drop_futures();
+        let details = self.details(if panicked { "panic" } else { "error" });
+        let mut state = self.state.borrow_mut();
+        let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
+        state.outcome = Some(outcome);
+        state.effect = None;
+        if meta.options.fail_open && state.let_pass() {
+            return;
+        }
+        state.effect = Some(if state.response.flow.released || state.replied {
+            Effect::Reset { details }
+        } else {
+            let status = error.status_code();
+            let status = if (400..600).contains(&status.as_u16()) {
+                status
+            } else {
+                StatusCode::INTERNAL_SERVER_ERROR
+            };
+            let body = status.canonical_reason().unwrap_or_default();
+            Effect::Reply { status, headers: HeaderMap::new(), body: body.into(), details }
+        });
+    }
+
+    // ---- effects ----------------------------------------------------------------------------
+
+    fn settle(self: &Rc<Self>) {
+        loop {
+            if !self.alive.get() {
+                return;
+            }
+            let effect = self.state.borrow_mut().effect.take();
+            if let Some(effect) = effect {
+                self.apply(effect);
+            }
+            self.send_reply_frames();
+            for direction in BOTH {
+                self.advance(direction);
+            }
+            // An error in dropping or replying may have decided something new.
+            if self.state.borrow().effect.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn apply(self: &Rc<Self>, effect: Effect) {
+        {
+            let mut state = self.state.borrow_mut();
+            state.replied = true;
+            let reply_reads_request =
+                matches!(effect, Effect::StartReply { .. }) && state.request.flow.reader;
+            let request = if reply_reads_request { Mode::Hold } else { Mode::Discard };
+            state.request.flow.mode = request;
+            state.response.flow.mode = Mode::Discard;
+        }
+        match effect {
+            Effect::Reset { details } => {
+                self.drop_futures();
+                self.read(|host| host.reset(&details));
+            }
+            Effect::Reply { status, headers, body, details } => {
+                self.drop_futures();
+                let grpc_status = grpc_status(status);
+                let mut list: Vec<(&[u8], &[u8])> =
+                    pairs(&headers, |name| name != header::CONTENT_LENGTH).collect();
+                if self.is_grpc() && !headers.contains_key("grpc-status") {
+                    list.push((b"grpc-status", grpc_status.as_bytes()));
+                }
+                let reply = LocalReply {
+                    status: status.as_u16(),
+                    headers: &list,
+                    body: &body,
+                    details: &details,
+                };
+                self.read(|host| host.send_reply(&reply));
+            }
+            Effect::StartReply { status, headers, mut reply } => {
+                let mut list: Vec<(&[u8], &[u8])> = vec![(b":status", status.as_str().as_bytes())];
+                list.extend(pairs(&headers, |_| true));
+                if self.is_head() {
+                    self.state.borrow_mut().request.flow.mode = Mode::Discard;
+                    drop(reply);
+                    self.read(|host| host.send_reply_headers(&list, true));
+                    return;
+                }
+                reply.paused = false;
+                self.state.borrow_mut().reply = Some(reply);
+                self.read(|host| host.send_reply_headers(&list, false));
+                // Its first poll.
+                self.wake.wake();
+            }
+        }
+    }
+
+    fn send_reply_frames(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        let Some(reply) = &mut state.reply else { return };
+        let frame = reply.frame.take();
+        let trailers = reply.ended.then(|| reply.trailers.take());
+        if trailers.is_some() {
+            state.reply = None;
+            state.request.flow.mode = Mode::Discard;
+        }
+        drop(state);
+        match (frame, trailers) {
+            (Some(data), _) => {
+                self.read(|host| host.send_reply_data(&data, false));
+                // There may be more.
+                self.wake.wake();
+            }
+            (None, Some(None)) => {
+                self.read(|host| host.send_reply_data(&[], true));
+            }
+            (None, Some(Some(trailers))) => {
+                let list: Vec<(&[u8], &[u8])> = pairs(&trailers, |_| true).collect();
+                self.read(|host| host.send_reply_trailers(&list));
+            }
+            (None, None) => (),
+        }
+    }
+
+    /// Does what can be done for a direction that no hook is running for.
+    fn advance(self: &Rc<Self>, direction: Direction) {
+        let limit = self.limit();
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        if side.flow.hook.is_some() || !side.flow.started {
+            return;
+        }
+        let ended_with_trailers = side.flow.trailers;
+        let step = side.flow.between_hooks(limit);
+        let last = side.flow.finished;
+        drop(state);
+        match step {
+            Move::Nothing => (),
+            Move::Drop => self.deal_with_input(direction, Input::Drop),
+            Move::Resume { input } => {
+                self.deal_with_input(direction, input);
+                self.append_output(direction, Area::Buffer);
+                if last && ended_with_trailers {
+                    self.finish_trailers(direction);
+                }
+                self.read(|host| host.resume(direction));
+            }
+        }
+    }
+
+    fn deal_with_input(&self, direction: Direction, input: Input) {
+        match input {
+            Input::Leave => (),
+            Input::Take => {
+                let taken = self.take_unread(direction);
+                self.state.borrow_mut().flow(direction).pending.push(taken);
+            }
+            Input::Drop => {
+                let (held, frame) = self.claim_unread(direction);
+                self.state.borrow_mut().flow(direction).pending.clear();
+                self.drain(direction, held, frame);
+            }
+        }
+    }
+
+    /// Moves the output to where Envoy picks it up.
+    fn append_output(&self, direction: Direction, area: Area) {
+        let out = {
+            let mut state = self.state.borrow_mut();
+            let side = state.side(direction);
+            if !side.flow.out_done && side.flow.out.len() >= crate::flow::OUTPUT_LIMIT {
+                // The pump was held back; it may go on.
+                self.wake.wake();
+            }
+            std::mem::take(&mut side.flow.out)
+        };
+        out.for_each(|chunk| {
+            self.read(|host| host.append(direction, area, chunk));
+        });
+    }
+
+    /// The trailers go on: the last moment to change them.
+    fn finish_trailers(self: &Rc<Self>, direction: Direction) {
+        let (hook, made) = {
+            let mut state = self.state.borrow_mut();
+            let side = state.side(direction);
+            (side.on_trailers.take(), side.out_trailers.take())
+        };
+        if hook.is_none() && made.is_none() {
+            return;
+        }
+        let mut trailers = Headers::live(self.clone(), direction.trailers());
+        if let Some(made) = made {
+            clear(&mut trailers);
+            for (name, value) in &made {
+                trailers.append(name.as_str(), value);
+            }
+        }
+        if let Some(hook) = hook {
+            let scope = current::Scope::enter(self);
+            if let Err(message) = guarded(|| hook(&mut trailers)) {
+                self.fail(Error::panicked(message));
+            }
+            drop(scope);
+        }
+    }
+
+    // ---- body -------------------------------------------------------------------------------
+
+    fn limit(&self) -> usize {
+        match self.read(|host| host.buffer_limit()) {
+            None | Some(0) => DEFAULT_LIMIT,
+            Some(limit) => usize::try_from(limit).unwrap_or(DEFAULT_LIMIT),
+        }
+    }
+
+    /// How many unread bytes are in Envoy's buffer and in the frame. They count as taken from now
+    /// on, so that a hook that runs while they are drained does not count them again.
+    fn claim_unread(&self, direction: Direction) -> (usize, usize) {
+        let mut state = self.state.borrow_mut();
+        let flow = state.flow(direction);
+        let in_data = flow.hook == Some(Hook::Data);
+        let held = std::mem::take(&mut flow.held);
+        drop(state);
+        if !in_data || !self.alive.get() {
+            return (held, 0);
+        }
+        let frame = self.host.body_len(direction, Area::Frame);
+        if self.host.frame_is_buffer(direction) { (0, frame) } else { (held, frame) }
+    }
+
+    fn drain(&self, direction: Direction, held: usize, frame: usize) {
+        if held > 0 {
+            self.read(|host| host.drain(direction, Area::Buffer, held));
+        }
+        if frame > 0 {
+            self.read(|host| host.drain(direction, Area::Frame, frame));
+        }
+    }
+
+    /// Copies all unread bytes out of Envoy.
+    fn take_unread(&self, direction: Direction) -> Bytes {
+        let (held, frame) = self.claim_unread(direction);
+        if held + frame == 0 {
+            return Bytes::new();
+        }
+        let mut all = BytesMut::with_capacity(held + frame);
+        let copy = |all: &mut BytesMut, area, bytes: usize| {
+            let mut left = bytes;
+            self.read(|host| {
+                host.body(direction, area, &mut |slice| {
+                    let part = left.min(slice.len());
+                    left -= part;
+                    all.extend_from_slice(&slice[..part]);
+                })
+            });
+        };
+        if held > 0 {
+            copy(&mut all, Area::Buffer, held);
+        }
+        if frame > 0 {
+            copy(&mut all, Area::Frame, frame);
+        }
+        self.drain(direction, held, frame);
+        all.freeze()
+    }
+
+    pub(crate) fn poll_read(
+        &self,
+        direction: Direction,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>>> {
+        if !self.alive.get() {
+            return Poll::Ready(Err(Error::gone()));
+        }
+        let pending = self.state.borrow_mut().flow(direction).pending.pop();
+        let chunk = pending.unwrap_or_else(|| self.take_unread(direction));
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        if !chunk.is_empty() {
+            side.flow.taken = true;
+            return Poll::Ready(Ok(Some(chunk)));
+        }
+        if side.flow.ended {
+            return Poll::Ready(Ok(None));
+        }
+        side.waiter = self.waiter(cx);
+        Poll::Pending
+    }
+
+    fn unread(&self, direction: Direction) -> usize {
+        let mut state = self.state.borrow_mut();
+        let flow = state.flow(direction);
+        let (held, pending) = (flow.held, flow.pending.len());
+        let in_data = flow.hook == Some(Hook::Data);
+        drop(state);
+        if !in_data || !self.alive.get() {
+            return pending + held;
+        }
+        let frame = self.host.body_len(direction, Area::Frame);
+        pending + if self.host.frame_is_buffer(direction) { frame } else { held + frame }
+    }
+
+    pub(crate) fn poll_buffered(
+        &self,
+        direction: Direction,
+        limit: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<()>> {
+        if !self.alive.get() {
+            return Poll::Ready(Err(Error::gone()));
+        }
+        if self.unread(direction) > limit {
+            let status = match direction {
+                Direction::Request => StatusCode::PAYLOAD_TOO_LARGE,
+                Direction::Response => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            return Poll::Ready(Err(too_large(status, limit)));
+        }
+        let waiter = self.waiter(cx);
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        if side.flow.ended {
+            return Poll::Ready(Ok(()));
+        }
+        side.waiter = waiter;
+        drop(state);
+        // Envoy must be willing to hold as much as the filter wants to see.
+        self.read(|host| {
+            let now = host.buffer_limit();
+            if now != 0 && now < limit as u64 {
+                host.set_buffer_limit(limit as u64);
+            }
+        });
+        Poll::Pending
+    }
+
+    /// Shows the unread bytes.
+    pub(crate) fn look(&self, direction: Direction, f: &mut dyn FnMut(&[u8])) {
+        let mut state = self.state.borrow_mut();
+        let flow = state.flow(direction);
+        let held = flow.held;
+        let in_data = flow.hook == Some(Hook::Data);
+        let pending = std::mem::take(&mut flow.pending);
+        drop(state);
+        pending.for_each(&mut *f);
+        self.state.borrow_mut().flow(direction).pending = pending;
+        self.read(|host| {
+            if !(in_data && host.frame_is_buffer(direction)) && held > 0 {
+                let mut left = held;
+                host.body(direction, Area::Buffer, &mut |slice| {
+                    let part = left.min(slice.len());
+                    left -= part;
+                    if part > 0 {
+                        f(&slice[..part]);
+                    }
+                });
+            }
+            if in_data {
+                host.body(direction, Area::Frame, f);
+            }
+        });
+    }
+
+    pub(crate) fn is_drained(&self, direction: Direction) -> bool {
+        self.state.borrow_mut().flow(direction).ended && self.unread(direction) == 0
+    }
+
+    pub(crate) fn has_trailers(&self, direction: Direction) -> bool {
+        self.state.borrow_mut().flow(direction).trailers
+    }
+
+    /// The trailers as a frame of an `http_body::Body`: once.
+    pub(crate) fn take_trailers_frame(self: &Rc<Self>, direction: Direction) -> Option<HeaderMap> {
+        if !self.has_trailers(direction) {
+            return None;
+        }
+        Some(Headers::live(self.clone(), direction.trailers()).to_map())
+    }
+
+    /// The reader of a direction's bytes has gone.
+    pub(crate) fn reader_dropped(&self, direction: Direction) {
+        // Dropped while the state is in use only if the engine itself drops it; it knows then.
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.flow(direction).reader = false;
+        }
+    }
+
+    // ---- the end ----------------------------------------------------------------------------
+
+    /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
+    fn drop_futures(self: &Rc<Self>) {
+        let task = self.task.borrow_mut().take();
+        let (request, response, reply, hooks) = {
+            let mut state = self.state.borrow_mut();
+            let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
+            (state.request.pump.take(), state.response.pump.take(), state.reply.take(), hooks)
+        };
+        if task.is_none() && request.is_none() && response.is_none() && reply.is_none() {
+            return;
+        }
+        let _scope = current::Scope::enter(self);
+        let was_busy = self.busy.replace(true);
+        for dropped in [
+            guarded(|| drop(task)),
+            guarded(|| drop(request)),
+            guarded(|| drop(response)),
+            guarded(|| drop(reply)),
+            guarded(|| drop(hooks)),
+        ] {
+            if let Err(message) = dropped {
+                self.filter.meta().panics.inc();
+                tracing::error!("the filter panicked while it was dropped: {message}");
+            }
+        }
+        self.busy.set(was_busy);
+    }
+
+    fn complete(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        let first = !state.completed;
+        state.completed = true;
+        drop(state);
+        if first && !self.busy.get() {
+            self.finish();
+        }
+    }
+
+    /// Runs once, when nothing of the filter is on the stack.
+    fn finish(self: &Rc<Self>) {
+        enter();
+        self.drop_futures();
+        self.wake.kill();
+        let mut state = self.state.borrow_mut();
+        if !state.started {
+            return;
+        }
+        // `handle` has run; from here on it has not, so that this is done once.
+        state.started = false;
+        state.replied = true;
+        let outcome = state.outcome.unwrap_or(Outcome::Cancelled);
+        drop(state);
+        let _scope = current::Scope::enter(self);
+        if let Err(message) = guarded(|| self.filter.complete(&Completion { outcome })) {
+            self.filter.meta().panics.inc();
+            tracing::error!("the filter panicked in on_complete: {message}");
+        }
+    }
+}
+
+impl State {
+    /// Fail open: what was not touched goes on. Returns whether that was possible.
+    fn let_pass(&mut self) -> bool {
+        if self.replied {
+            return false;
+        }
+        let flow = if self.response.flow.started {
+            &mut self.response.flow
+        } else {
+            &mut self.request.flow
+        };
+        if flow.mode != Mode::Hold || flow.taken || flow.released {
+            return false;
+        }
+        flow.mode = Mode::Pass;
+        if !self.response.flow.started {
+            self.response.flow.mode = Mode::Pass;
+            self.replied = true;
+        }
+        true
+    }
+}
+
+impl ReplyStream {
+    fn new(body: FrameStream, trailers: Option<HeaderMap>) -> Self {
+        ReplyStream { body, trailers, frame: None, ended: false, paused: false }
+    }
+}
+
+fn clear(trailers: &mut Headers) {
+    for (name, _) in trailers.to_vec() {
+        trailers.remove(&name);
+    }
+}
+
+fn has_no_body(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+        || (status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS)
+}
+
+fn invalid(error: HeaderError) -> Error {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Error::make(ErrorKind::InvalidMessage, status, format!("the filter set a header: {error}"))
+}
+
+fn no_new_trailers() -> Error {
+    Error::make(
+        ErrorKind::Unsupported,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the message came without trailers, and this Envoy host cannot add them \
+         (Capabilities::new_trailers)",
+    )
+}
+
+/// The gRPC status for an HTTP status, by the mapping that gRPC clients use.
+fn grpc_status(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        200 => "0",
+        400 => "13",
+        401 => "16",
+        403 => "7",
+        404 => "12",
+        429 | 502 | 503 | 504 => "14",
+        _ => "2",
+    }
+}

@@ -1,0 +1,202 @@
+//! [`Filter`]: what a user writes, and [`Setup`]: what it is made with.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::error::{ConfigError, Result};
+use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
+use crate::runtime::Tied;
+use crate::{Next, Request, Response};
+
+/// An HTTP filter: one async function that sees the whole exchange.
+///
+/// ```
+/// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+///
+/// struct Hello;
+///
+/// impl Filter for Hello {
+///     type Config = ();
+///     type RouteConfig = ();
+///     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+///         Ok(Hello)
+///     }
+///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+///         let mut resp = next.run(req).await?;
+///         resp.headers_mut().set("x-hello", "world");
+///         Ok(resp)
+///     }
+/// }
+/// ```
+///
+/// One value serves all exchanges of a filter config, on all workers: shared state is a field.
+/// State of one exchange is a local variable of [`handle`](Filter::handle).
+pub trait Filter: Sized + Send + Sync + 'static {
+    /// The filter's config, parsed from the config's JSON when Envoy loads it. `()` for none.
+    /// Unknown fields are refused.
+    type Config: DeserializeOwned;
+    /// The per-route config. `()` for none.
+    type RouteConfig: DeserializeOwned + Send + Sync + 'static;
+
+    /// Makes the filter. Runs on Envoy's main thread, inside the Tokio runtime, once per config; it
+    /// must not block for long.
+    ///
+    /// # Errors
+    /// Envoy refuses the config, logs the error and keeps what it had.
+    fn new(config: Self::Config, setup: &mut Setup<'_>) -> Result<Self, ConfigError>;
+
+    /// Handles one exchange.
+    ///
+    /// It runs on the worker thread that owns the stream, and only there: locals need not be
+    /// `Send`, and the first poll happens at once, when the request headers arrive. Awaiting holds
+    /// the exchange, not the worker; blocking blocks the worker, and is counted and logged.
+    ///
+    /// When the client goes or the stream is reset, the future is dropped where it waits.
+    ///
+    /// # Errors
+    /// Before response headers have gone to the client, it gets the error's status; after, the
+    /// stream is reset. The message goes to the log only. A panic is treated as an error with
+    /// status 500.
+    fn handle(&self, req: Request, next: Next) -> impl Future<Output = Result<Response>>;
+
+    /// Runs once at the end of every exchange that `handle` was started for, before Envoy writes the
+    /// access log, however the exchange ended.
+    fn on_complete(&self, done: &Completion) {
+        let _ = done;
+    }
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The upstream's response went on, perhaps changed.
+    Responded,
+    /// The filter answered by itself.
+    Replied,
+    /// The filter returned an error.
+    Failed,
+    /// The filter, or a task that it waited for, panicked.
+    Panicked,
+    /// The client left, the stream was reset, or another filter answered, before `handle` was done.
+    Cancelled,
+}
+
+/// What [`Filter::on_complete`] is told.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub(crate) outcome: Outcome,
+}
+
+impl Completion {
+    /// How the exchange ended, as far as this filter goes.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+/// What a host offers while a config is loaded.
+pub trait ConfigHost {
+    /// Defines a metric.
+    ///
+    /// # Errors
+    /// A reason for the log.
+    fn define(&mut self, kind: MetricKind, name: &str, labels: &[&str])
+    -> Result<MetricId, String>;
+    /// Where updates go.
+    fn sink(&self) -> Arc<dyn MetricSink>;
+}
+
+/// What a filter is made with: its name, its metrics, its background tasks.
+pub struct Setup<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) host: &'a mut dyn ConfigHost,
+    pub(crate) tasks: Vec<Tied>,
+}
+
+impl Setup<'_> {
+    /// The name under which the filter was configured.
+    pub fn filter_name(&self) -> &str {
+        self.name
+    }
+
+    fn define(
+        &mut self,
+        kind: MetricKind,
+        name: &str,
+        labels: &[&str],
+    ) -> Result<MetricId, ConfigError> {
+        self.host.define(kind, name, labels).map_err(|reason| {
+            ConfigError::new(format!("metric `{name}` cannot be defined: {reason}"))
+        })
+    }
+
+    /// Defines a counter.
+    ///
+    /// # Errors
+    /// Envoy refuses the definition; the reason is in the error. So for all metrics.
+    pub fn counter(&mut self, name: &str) -> Result<Counter, ConfigError> {
+        self.counter_with(name, &[])
+    }
+
+    /// Defines a counter with labels.
+    ///
+    /// # Errors
+    /// As [`counter`](Setup::counter).
+    pub fn counter_with(&mut self, name: &str, labels: &[&str]) -> Result<Counter, ConfigError> {
+        let id = self.define(MetricKind::Counter, name, labels)?;
+        Ok(Counter::new(self.host.sink(), id, labels.len()))
+    }
+
+    /// Defines a gauge.
+    ///
+    /// # Errors
+    /// As [`counter`](Setup::counter).
+    pub fn gauge(&mut self, name: &str) -> Result<Gauge, ConfigError> {
+        self.gauge_with(name, &[])
+    }
+
+    /// Defines a gauge with labels.
+    ///
+    /// # Errors
+    /// As [`counter`](Setup::counter).
+    pub fn gauge_with(&mut self, name: &str, labels: &[&str]) -> Result<Gauge, ConfigError> {
+        let id = self.define(MetricKind::Gauge, name, labels)?;
+        Ok(Gauge::new(self.host.sink(), id, labels.len()))
+    }
+
+    /// Defines a histogram. Its values are plain numbers; say the unit in the name.
+    ///
+    /// # Errors
+    /// As [`counter`](Setup::counter).
+    pub fn histogram(&mut self, name: &str) -> Result<Histogram, ConfigError> {
+        self.histogram_with(name, &[])
+    }
+
+    /// Defines a histogram with labels.
+    ///
+    /// # Errors
+    /// As [`counter`](Setup::counter).
+    pub fn histogram_with(
+        &mut self,
+        name: &str,
+        labels: &[&str],
+    ) -> Result<Histogram, ConfigError> {
+        let id = self.define(MetricKind::Histogram, name, labels)?;
+        Ok(Histogram::new(self.host.sink(), id, labels.len()))
+    }
+
+    /// Runs a task beside the filter until the config goes. If the config is refused after all, the
+    /// task is cancelled at once.
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.push(Tied::spawn(task));
+    }
+}
+
+impl std::fmt::Debug for Setup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup").field("filter", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,190 @@
+//! What the runtime needs of the proxy that it lives in.
+//!
+//! A host (stock Envoy's C ABI, the compiled-in Envoy, the test host) implements [`Host`] once per
+//! stream and drives an [`Exchange`](crate::exchange::Exchange) with the stream's events. The trait
+//! stays at the level of Envoy's filter manager: one shared buffer per direction, verdicts from the
+//! hooks, and a single `resume` for every stop.
+//!
+//! # Rules that implementations keep
+//!
+//! * Every method is called on the worker thread that owns the stream, and never after
+//!   [`Exchange::destroy`](crate::exchange::Exchange::destroy).
+//! * `resume`, `send_*`, `reset`, `drain` and `append` may run other hooks of the same stream before
+//!   they return. The engine holds no borrow while it calls them.
+//! * Slices given to a callback are valid only inside it. An implementation must keep safe code
+//!   from changing a map or a buffer while such a callback runs (the engine never does).
+
+use std::any::Any;
+use std::sync::Arc;
+
+/// The direction in which a message travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the client to the upstream (Envoy: decode).
+    Request,
+    /// From the upstream to the client (Envoy: encode).
+    Response,
+}
+
+impl Direction {
+    /// The map that holds the headers of this direction.
+    pub fn headers(self) -> Map {
+        match self {
+            Direction::Request => Map::RequestHeaders,
+            Direction::Response => Map::ResponseHeaders,
+        }
+    }
+
+    /// The map that holds the trailers of this direction.
+    pub fn trailers(self) -> Map {
+        match self {
+            Direction::Request => Map::RequestTrailers,
+            Direction::Response => Map::ResponseTrailers,
+        }
+    }
+
+    /// The other direction.
+    pub fn opposite(self) -> Direction {
+        match self {
+            Direction::Request => Direction::Response,
+            Direction::Response => Direction::Request,
+        }
+    }
+}
+
+/// One of the four header maps of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Map {
+    /// Request headers, pseudo headers included.
+    RequestHeaders,
+    /// Request trailers.
+    RequestTrailers,
+    /// Response headers, `:status` included.
+    ResponseHeaders,
+    /// Response trailers.
+    ResponseTrailers,
+}
+
+/// Where body bytes are while the filter has not let them go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Area {
+    /// The frame that the running data hook was called with. Empty outside a data hook.
+    Frame,
+    /// Envoy's per-direction buffer, shared by all filters of the chain.
+    Buffer,
+}
+
+/// What a headers or trailers hook answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Let it go on.
+    Continue,
+    /// Hold it. One later `resume` lets it go.
+    Stop,
+}
+
+/// What a data hook answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataVerdict {
+    /// Let the frame, and everything held before it, go on.
+    Continue,
+    /// Move the frame into Envoy's buffer, under its watermarks.
+    StopAndWatermark,
+    /// Hold; what is left of the frame is dropped (the engine has taken what it wants).
+    StopNoBuffer,
+}
+
+/// What the host can do beyond the common ground. A filter sees it through
+/// [`Request::capabilities`](crate::Request::capabilities).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// A header may have an empty value. Where not, setting one removes the header.
+    pub empty_header_values: bool,
+    /// Trailers may be added to a message that came without.
+    pub new_trailers: bool,
+    /// Body bytes may be emitted at any time, in any number of pieces. Where not, each arriving
+    /// frame allows one emission, and what is produced after the last one leaves together.
+    pub emit_any_time: bool,
+}
+
+impl Capabilities {
+    /// What every host can do.
+    pub const COMMON: Capabilities =
+        Capabilities { empty_header_values: false, new_trailers: false, emit_any_time: false };
+}
+
+/// A complete local reply.
+#[derive(Debug)]
+pub struct LocalReply<'a> {
+    /// The HTTP status, 200 to 599.
+    pub status: u16,
+    /// Headers, without `:status` and `content-length`.
+    pub headers: &'a [(&'a [u8], &'a [u8])],
+    /// The whole body.
+    pub body: &'a [u8],
+    /// Goes to `%RESPONSE_CODE_DETAILS%`, never to the client. No white space.
+    pub details: &'a str,
+}
+
+/// Wakes a stream from any thread: asks the worker to call
+/// [`Exchange::scheduled`](crate::exchange::Exchange::scheduled).
+pub trait Notify: Send + Sync {
+    /// Posts to the worker. Does nothing when the stream is gone.
+    fn notify(&self);
+}
+
+/// One stream of the proxy, seen from its worker thread. See the [module docs](self).
+pub trait Host: 'static {
+    /// What this host can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Calls `f` with the `index`-th value of `name` (lower case), if there is one. Returns how many
+    /// values there are.
+    fn header(&self, map: Map, name: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize;
+    /// Calls `f` with each name and value, in order. Returns whether the map exists.
+    fn headers(&self, map: Map, f: &mut dyn FnMut(&[u8], &[u8])) -> bool;
+    /// Replaces all values of `name`. Returns whether the map exists.
+    fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool;
+    /// Adds a value. Returns whether it was added.
+    fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool;
+    /// Removes all values of `name`. Returns whether the map exists.
+    fn remove_header(&self, map: Map, name: &str) -> bool;
+
+    /// The bytes in an area.
+    fn body_len(&self, direction: Direction, area: Area) -> usize;
+    /// Whether the running data hook was given Envoy's buffer itself as its frame.
+    fn frame_is_buffer(&self, direction: Direction) -> bool;
+    /// Calls `f` with each slice of an area, in order.
+    fn body(&self, direction: Direction, area: Area, f: &mut dyn FnMut(&[u8]));
+    /// Drops bytes from the front of an area.
+    fn drain(&self, direction: Direction, area: Area, bytes: usize);
+    /// Adds bytes to the end of an area.
+    fn append(&self, direction: Direction, area: Area, data: &[u8]);
+    /// Envoy's buffer limit for this stream, in bytes; 0 means unlimited.
+    fn buffer_limit(&self) -> u64;
+    /// Raises the buffer limit.
+    fn set_buffer_limit(&self, bytes: u64);
+
+    /// Lets a stopped direction go on (`continueDecoding` / `continueEncoding`).
+    fn resume(&self, direction: Direction);
+    /// Sends a complete reply in place of whatever would come.
+    fn send_reply(&self, reply: &LocalReply<'_>);
+    /// Starts a streamed reply. `headers` has `:status`.
+    fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool);
+    /// Goes on with a streamed reply.
+    fn send_reply_data(&self, data: &[u8], end_stream: bool);
+    /// Ends a streamed reply with trailers.
+    fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]);
+    /// Resets the stream, both ways.
+    fn reset(&self, details: &str);
+
+    /// A handle that wakes this stream. Called at most once, when the exchange first waits for
+    /// something outside Envoy.
+    fn notifier(&self) -> Box<dyn Notify>;
+    /// The most specific per-route config of this filter, as
+    /// [`Registry::load_route`](crate::registry::Registry::load_route) made it.
+    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>>;
+    /// Writes what identifies the stream in Envoy's log.
+    fn stream_id(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result;
+}

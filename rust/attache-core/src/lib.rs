@@ -1,0 +1,39 @@
+//! The runtime of Attaché: HTTP filters for Envoy as ordinary async Rust.
+//!
+//! This crate has the filter API, the exchange engine and the [`Host`](host::Host) trait that the
+//! hosts implement. There is no Envoy in it and no `unsafe`. Filters depend on the facade crate
+//! `attache`; hosts depend on this one.
+//!
+//! | what | where |
+//! |---|---|
+//! | what a user writes against | `filter.rs`, `message.rs`, `headers.rs`, `body.rs`, `error.rs` |
+//! | from config to filter | `registry.rs`, `metrics.rs` |
+//! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
+//! | what a host provides | `host.rs` |
+
+#![forbid(unsafe_code)]
+
+mod body;
+mod current;
+mod error;
+/// The engine; used by hosts.
+pub mod exchange;
+mod filter;
+mod flow;
+mod headers;
+pub mod host;
+mod message;
+mod metrics;
+pub mod registry;
+mod runtime;
+mod sync;
+mod wake;
+
+pub use body::{Body, BodyWriter, Buffered};
+pub use current::write_current;
+pub use error::{BodyError, ConfigError, Error, ErrorKind, Result, ResultExt};
+pub use filter::{Completion, ConfigHost, Filter, Outcome, Setup};
+pub use headers::{HeaderError, Headers, Trailers};
+pub use message::{Next, Request, Response};
+pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
+pub use runtime::{JoinHandle, spawn, spawn_blocking};

@@ -1,0 +1,355 @@
+//! From the bytes of an Envoy config to a loaded filter, with errors that name the field.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{ConfigError, Result};
+use crate::exchange::Inner;
+use crate::filter::{Completion, ConfigHost, Filter, Setup};
+use crate::metrics::Counter;
+use crate::runtime::{Tied, enter, guarded};
+use crate::{Next, Request, Response};
+
+/// The filters of a module, by name. Made by `attache::filters!`.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    name: &'static str,
+    load: fn(&str, Value, Options, &mut dyn ConfigHost) -> Result<Loaded, ConfigError>,
+    load_route: fn(Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+/// What every filter's config may carry under the key `attache`, beside the filter's own fields.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Let the exchange go on when the filter fails and nothing of the message was taken.
+    pub(crate) fail_open: bool,
+    /// A poll that takes longer is counted and logged.
+    slow_poll_ms: f64,
+    /// The most output, in bytes, that is gathered where the host can emit only once more.
+    pub(crate) gather_limit_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { fail_open: false, slow_poll_ms: 10.0, gather_limit_bytes: 16 << 20 }
+    }
+}
+
+impl Options {
+    pub(crate) fn slow_poll(&self) -> Duration {
+        Duration::try_from_secs_f64(self.slow_poll_ms / 1e3).unwrap_or(Duration::MAX)
+    }
+}
+
+/// A loaded filter: what exchanges are made from.
+#[derive(Clone)]
+pub struct Loaded(pub(crate) Arc<dyn ErasedFilter>);
+
+impl Loaded {
+    /// The name under which the filter was configured.
+    pub fn name(&self) -> &str {
+        &self.0.meta().name
+    }
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loaded({})", self.name())
+    }
+}
+
+pub(crate) type HandleFuture = Pin<Box<dyn Future<Output = Result<Response>>>>;
+
+pub(crate) trait ErasedFilter: Send + Sync {
+    fn meta(&self) -> &Meta;
+    fn as_any(&self) -> &dyn Any;
+    fn start(&self, exchange: Rc<Inner>, req: Request, next: Next) -> HandleFuture;
+    fn complete(&self, done: &Completion);
+}
+
+/// What the engine keeps beside the filter itself.
+pub(crate) struct Meta {
+    pub(crate) name: String,
+    pub(crate) options: Options,
+    pub(crate) slow_poll: Duration,
+    pub(crate) errors: Counter,
+    pub(crate) panics: Counter,
+    pub(crate) slow_polls: Counter,
+    _tasks: Vec<Tied>,
+}
+
+struct Typed<F> {
+    filter: F,
+    meta: Meta,
+}
+
+impl<F: Filter> ErasedFilter for Typed<F> {
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn start(&self, exchange: Rc<Inner>, req: Request, next: Next) -> HandleFuture {
+        // The exchange owns the filter, and the future owns the exchange until it is dropped: no
+        // second reference count, which all workers would share.
+        Box::pin(async move {
+            let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
+            let filter = &filter.expect("an exchange keeps its filter").filter;
+            filter.handle(req, next).await
+        })
+    }
+
+    fn complete(&self, done: &Completion) {
+        self.filter.on_complete(done);
+    }
+}
+
+impl Registry {
+    /// No filters.
+    pub fn new() -> Self {
+        Registry::default()
+    }
+
+    /// Adds a filter type under a name.
+    ///
+    /// # Panics
+    /// When the name is taken.
+    pub fn with<F: Filter>(mut self, name: &'static str) -> Self {
+        assert!(
+            self.entries.iter().all(|e| e.name != name),
+            "two filters are called `{name}`; give one of them another name in `filters!`"
+        );
+        self.entries.push(Entry { name, load: load::<F>, load_route: load_route::<F> });
+        self
+    }
+
+    /// The names, in the order of `filters!`.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.entries.iter().map(|e| e.name)
+    }
+
+    fn find(&self, name: &str) -> Result<&Entry, ConfigError> {
+        self.entries.iter().find(|e| e.name == name).ok_or_else(|| {
+            let known: Vec<_> = self.names().map(|n| format!("`{n}`")).collect();
+            ConfigError::new(format!(
+                "there is no filter of this name; the module has {}",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            ))
+        })
+    }
+
+    /// Loads a filter from its config: JSON, or nothing at all.
+    ///
+    /// # Errors
+    /// A text for the log that names the filter, the field and the reason.
+    pub fn load(
+        &self,
+        name: &str,
+        config: &[u8],
+        host: &mut dyn ConfigHost,
+    ) -> Result<Loaded, String> {
+        enter();
+        let load = || {
+            let entry = self.find(name)?;
+            let (config, options) = parse(config)?;
+            (entry.load)(name, config, options, host)
+        };
+        match guarded(load) {
+            Ok(Ok(loaded)) => Ok(loaded),
+            Ok(Err(error)) => Err(format!("filter `{name}`: config refused: {error}")),
+            Err(panic) => Err(format!("filter `{name}`: `Filter::new` panicked: {panic}")),
+        }
+    }
+
+    /// Parses a per-route config.
+    ///
+    /// # Errors
+    /// As [`load`](Registry::load).
+    pub fn load_route(
+        &self,
+        name: &str,
+        config: &[u8],
+    ) -> Result<Arc<dyn Any + Send + Sync>, String> {
+        let load = || {
+            let entry = self.find(name)?;
+            (entry.load_route)(parse_json(config)?)
+        };
+        match guarded(load) {
+            Ok(Ok(loaded)) => Ok(loaded),
+            Ok(Err(error)) => Err(format!("filter `{name}`: per-route config refused: {error}")),
+            Err(panic) => {
+                Err(format!("filter `{name}`: parsing the route config panicked: {panic}"))
+            }
+        }
+    }
+}
+
+fn load<F: Filter>(
+    name: &str,
+    config: Value,
+    options: Options,
+    host: &mut dyn ConfigHost,
+) -> Result<Loaded, ConfigError> {
+    let config: F::Config = typed(config)?;
+    let mut setup = Setup { name, host, tasks: Vec::new() };
+    let counter = |setup: &mut Setup<'_>, what| setup.counter(&format!("attache.{name}.{what}"));
+    let errors = counter(&mut setup, "errors")?;
+    let panics = counter(&mut setup, "panics")?;
+    let slow_polls = counter(&mut setup, "slow_polls")?;
+    let filter = F::new(config, &mut setup)?;
+    let meta = Meta {
+        name: name.to_owned(),
+        options,
+        slow_poll: options.slow_poll(),
+        errors,
+        panics,
+        slow_polls,
+        _tasks: setup.tasks,
+    };
+    Ok(Loaded(Arc::new(Typed { filter, meta })))
+}
+
+fn load_route<F: Filter>(config: Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError> {
+    Ok(Arc::new(typed::<F::RouteConfig>(config)?))
+}
+
+fn parse_json(config: &[u8]) -> Result<Value, ConfigError> {
+    if config.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Value::Object(Default::default()));
+    }
+    serde_json::from_slice(config).map_err(|error| {
+        ConfigError::new(format!(
+            "it is not JSON ({error}); give `filter_config` as a google.protobuf.Struct, or as a \
+             StringValue with JSON text"
+        ))
+    })
+}
+
+/// Splits the reserved key off.
+fn parse(config: &[u8]) -> Result<(Value, Options), ConfigError> {
+    let mut config = parse_json(config)?;
+    let options = config.as_object_mut().and_then(|fields| fields.remove("attache"));
+    let options = match options {
+        Some(options) => typed_at("attache.", options)?,
+        None => Options::default(),
+    };
+    if !(options.slow_poll_ms >= 0.0) {
+        return Err(ConfigError::field("attache.slow_poll_ms", "must not be negative"));
+    }
+    Ok((config, options))
+}
+
+fn typed<T: DeserializeOwned>(config: Value) -> Result<T, ConfigError> {
+    typed_at("", config)
+}
+
+fn typed_at<T: DeserializeOwned>(prefix: &str, config: Value) -> Result<T, ConfigError> {
+    let empty = config.as_object().is_some_and(serde_json::Map::is_empty);
+    let mut unknown = None;
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&config, &mut track);
+    let parsed = serde_ignored::deserialize(tracked, |path| {
+        unknown.get_or_insert_with(|| path.to_string());
+    });
+    let path = track.path().to_string();
+    match (parsed, unknown) {
+        (Ok(value), None) => Ok(value),
+        (Ok(_), Some(path)) => Err(ConfigError::field(
+            format!("{prefix}{path}"),
+            "there is no such field; correct its name or remove it",
+        )),
+        // `()` and unit structs: no config at all.
+        (Err(error), _) if empty => {
+            T::deserialize(Value::Null).map_err(|_| describe(prefix, path, &error))
+        }
+        (Err(error), _) => Err(describe(prefix, path, &error)),
+    }
+}
+
+fn describe(prefix: &str, path: String, error: &serde_json::Error) -> ConfigError {
+    if path == "." || path.is_empty() {
+        let prefix = prefix.trim_end_matches('.');
+        if prefix.is_empty() { ConfigError::new(error) } else { ConfigError::field(prefix, error) }
+    } else {
+        ConfigError::field(format!("{prefix}{path}"), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code)]
+    struct Config {
+        keys: Vec<Key>,
+    }
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code)]
+    struct Key {
+        name: String,
+    }
+
+    fn error(json: &str) -> String {
+        parse(json.as_bytes())
+            .and_then(|(config, _)| typed::<Config>(config))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        assert_eq!(
+            error(r#"{"keys": [{"name": 3}]}"#),
+            "field `keys[0].name`: invalid type: integer `3`, expected a string"
+        );
+        assert_eq!(error("{}"), "missing field `keys`");
+        assert_eq!(
+            error(r#"{"keys": [{"name": "a", "nmae": 1}]}"#),
+            "field `keys.0.nmae`: there is no such field; correct its name or remove it"
+        );
+        assert!(error("{").contains("not JSON"));
+        assert_eq!(
+            error(r#"{"keys": [], "attache": {"fail_opne": true}}"#).split(':').next(),
+            Some("field `attache.fail_opne`")
+        );
+    }
+
+    #[test]
+    fn no_config_is_fine_for_a_filter_that_takes_none() {
+        assert!(typed::<()>(parse(b"").unwrap().0).is_ok());
+        assert!(typed::<()>(parse(b"{}").unwrap().0).is_ok());
+        assert!(typed::<()>(parse(br#"{"a": 1}"#).unwrap().0).is_err());
+    }
+
+    #[test]
+    fn the_reserved_key_is_not_the_filter_s() {
+        let (config, options) = parse(br#"{"attache": {"fail_open": true}}"#).unwrap();
+        assert!(options.fail_open);
+        assert_eq!(config, serde_json::json!({}));
+    }
+}

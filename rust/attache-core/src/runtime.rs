@@ -1,0 +1,155 @@
+//! The Tokio runtime that drives I/O, timers and spawned tasks beside Envoy's workers.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::task::{Context, Poll};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::error::{Error, Result, panic_message};
+
+/// How many threads the runtime has, unless `ATTACHE_RUNTIME_THREADS` says otherwise.
+const DEFAULT_THREADS: usize = 2;
+
+fn runtime() -> &'static Handle {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME
+        .get_or_init(|| {
+            let threads = std::env::var("ATTACHE_RUNTIME_THREADS")
+                .ok()
+                .and_then(|n| n.parse().ok())
+                .filter(|n| *n > 0)
+                .unwrap_or(DEFAULT_THREADS);
+            Builder::new_multi_thread()
+                .worker_threads(threads)
+                .thread_name("attache-rt")
+                .enable_all()
+                .build()
+                .expect("the system refused the runtime's threads")
+        })
+        .handle()
+}
+
+/// Enters the runtime on this thread, for as long as the thread lives: a poll then pays nothing for
+/// it. A thread that is already inside a runtime (a test's, with its own clock) stays there.
+pub(crate) fn enter() {
+    thread_local!(static ENTERED: Cell<bool> = const { Cell::new(false) });
+    if !ENTERED.get() && Handle::try_current().is_err() {
+        ENTERED.set(true);
+        // The guard would have to be dropped before the thread's other locals, which nobody can
+        // promise on a thread that belongs to Envoy.
+        std::mem::forget(runtime().enter());
+    }
+}
+
+fn current() -> Handle {
+    Handle::try_current().unwrap_or_else(|_| runtime().clone())
+}
+
+/// Runs a future on the runtime's own threads, beside the workers.
+///
+/// Awaiting the handle wakes the exchange when it is done. Dropping the handle cancels the task, as
+/// dropping any future does; [`detach`](JoinHandle::detach) lets it go on alone.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let sum = attache_core::spawn(async { 1 + 1 }).await.unwrap();
+/// assert_eq!(sum, 2);
+/// # });
+/// ```
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    JoinHandle { task: current().spawn(future), abort_on_drop: true }
+}
+
+/// Runs a closure that blocks on a thread where that harms nobody.
+///
+/// Dropping the handle gives up waiting; a closure that has started runs to its end.
+pub fn spawn_blocking<F, R>(f: F) -> JoinHandle<R>
+where
+    F: FnOnce() -> R + Send + 'static,
+    R: Send + 'static,
+{
+    JoinHandle { task: current().spawn_blocking(f), abort_on_drop: true }
+}
+
+/// The result of a spawned task, to await.
+///
+/// # Errors
+/// A panic in the task becomes an error that, passed on with `?`, counts as the filter's own panic.
+#[derive(Debug)]
+pub struct JoinHandle<T> {
+    task: tokio::task::JoinHandle<T>,
+    abort_on_drop: bool,
+}
+
+impl<T> JoinHandle<T> {
+    /// Lets the task go on without anybody waiting.
+    pub fn detach(mut self) {
+        self.abort_on_drop = false;
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        if self.abort_on_drop {
+            self.task.abort();
+        }
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        Pin::new(&mut self.task).poll(cx).map(|joined| {
+            joined.map_err(|error| match error.try_into_panic() {
+                Ok(payload) => {
+                    let message = panic_message(&*payload).to_owned();
+                    drop_quietly(payload);
+                    Error::panicked(format!("a spawned task panicked: {message}"))
+                }
+                Err(_) => Error::new("a spawned task was cancelled: the runtime is shutting down"),
+            })
+        })
+    }
+}
+
+/// Runs `f`; a panic becomes its message.
+pub(crate) fn guarded<R>(f: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
+        let message = panic_message(&*payload).to_owned();
+        drop_quietly(payload);
+        message
+    })
+}
+
+/// Drops a panic's payload, whose own `Drop` may panic as well.
+fn drop_quietly(payload: Box<dyn std::any::Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // Nobody can do better with a payload that cannot be dropped than to leave it.
+        std::mem::forget(second);
+    }
+}
+
+/// A task that is tied to something's life: aborted when dropped.
+#[derive(Debug)]
+pub(crate) struct Tied(tokio::task::JoinHandle<()>);
+
+impl Tied {
+    pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Tied(current().spawn(future))
+    }
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,227 @@
+//! The hand-off between whoever wakes an exchange and the worker that polls it.
+//!
+//! One byte tells where the exchange stands. A wake from any thread moves it, and only the step out
+//! of `IDLE` posts to the worker, so any number of wakes between two polls costs one post. A wake
+//! never polls: whoever drops or completes something may hold a lock that the filter wants.
+//!
+//! ```text
+//!            wake: post                worker: enter
+//!   IDLE ───────────────▶ SCHEDULED ───────────────▶ ACTIVE ◀──┐
+//!    ▲ │                                              │  │     │ take
+//!    │ └───────────── worker: enter ──────────────────┘  │wake │
+//!    └──────── leave ────────────────────────────────────┤     │
+//!                     SCHEDULED ◀── leave: post ── NOTIFIED ───┘
+//! ```
+//!
+//! Any state goes to `DEAD` when the stream ends; a wake then does nothing.
+
+use crate::host::Notify;
+use crate::sync::{AtomicU8, Once, Ordering};
+
+const IDLE: u8 = 0;
+const SCHEDULED: u8 = 1;
+const ACTIVE: u8 = 2;
+const NOTIFIED: u8 = 3;
+const DEAD: u8 = 4;
+
+pub(crate) struct WakeState {
+    state: AtomicU8,
+    notify: Once<Box<dyn Notify>>,
+}
+
+impl WakeState {
+    pub(crate) fn new() -> Self {
+        WakeState { state: AtomicU8::new(IDLE), notify: Once::new() }
+    }
+
+    /// Any thread: asks for a poll.
+    pub(crate) fn wake(&self) {
+        let mut now = self.state.load(Ordering::Acquire);
+        loop {
+            let next = match now {
+                IDLE => SCHEDULED,
+                ACTIVE => NOTIFIED,
+                _ => return,
+            };
+            match self.state.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(IDLE) => return self.notify.with(|n| n.notify()),
+                Ok(_) => return,
+                Err(seen) => now = seen,
+            }
+        }
+    }
+
+    /// Worker: takes the exchange. Returns whether a wake was waiting, and so a poll is due.
+    pub(crate) fn enter(&self) -> bool {
+        let mut now = self.state.load(Ordering::Acquire);
+        loop {
+            if now == DEAD {
+                return false;
+            }
+            match self.state.compare_exchange_weak(now, ACTIVE, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(before) => return before == SCHEDULED || before == NOTIFIED,
+                Err(seen) => now = seen,
+            }
+        }
+    }
+
+    /// Worker, after `enter`: takes a wake that has come since.
+    pub(crate) fn take(&self) -> bool {
+        self.state.compare_exchange(NOTIFIED, ACTIVE, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Worker: lets the exchange go. A wake that has come since `enter` is posted now.
+    ///
+    /// `shared` says that others may hold a waker. Only then, or for a wake to post, are the means
+    /// to post made: an exchange that waits for nothing outside Envoy never pays for them.
+    pub(crate) fn leave(&self, shared: bool, notifier: impl Fn() -> Box<dyn Notify>) {
+        if shared && !self.notify.is_set() {
+            self.notify.set(notifier());
+        }
+        let left = self.state.compare_exchange(ACTIVE, IDLE, Ordering::AcqRel, Ordering::Acquire);
+        if left == Err(NOTIFIED) {
+            if !self.notify.is_set() {
+                self.notify.set(notifier());
+            }
+            self.state.store(SCHEDULED, Ordering::Release);
+            self.notify.with(|n| n.notify());
+        }
+    }
+
+    /// Worker: the stream has ended; from now on a wake does nothing.
+    pub(crate) fn kill(&self) {
+        self.state.store(DEAD, Ordering::Release);
+    }
+}
+
+impl std::task::Wake for WakeState {
+    fn wake(self: std::sync::Arc<Self>) {
+        WakeState::wake(&self);
+    }
+    fn wake_by_ref(self: &std::sync::Arc<Self>) {
+        WakeState::wake(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc as StdArc;
+    use std::sync::atomic::{AtomicUsize, Ordering as StdOrdering};
+
+    struct Count(StdArc<AtomicUsize>);
+    impl Notify for Count {
+        fn notify(&self) {
+            self.0.fetch_add(1, StdOrdering::SeqCst);
+        }
+    }
+
+    fn counted() -> (WakeState, StdArc<AtomicUsize>) {
+        let count = StdArc::new(AtomicUsize::new(0));
+        (WakeState::new(), count)
+    }
+
+    fn leave(state: &WakeState, count: &StdArc<AtomicUsize>) {
+        state.leave(true, || Box::new(Count(count.clone())));
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn only_the_first_wake_posts() {
+        let (state, count) = counted();
+        state.enter();
+        leave(&state, &count);
+        state.wake();
+        state.wake();
+        assert_eq!(count.load(StdOrdering::SeqCst), 1);
+        assert!(state.enter());
+        leave(&state, &count);
+        state.wake();
+        assert_eq!(count.load(StdOrdering::SeqCst), 2);
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn a_wake_during_a_poll_posts_when_the_poll_ends() {
+        let (state, count) = counted();
+        assert!(!state.enter());
+        state.wake();
+        assert_eq!(count.load(StdOrdering::SeqCst), 0);
+        leave(&state, &count);
+        assert_eq!(count.load(StdOrdering::SeqCst), 1);
+        assert!(state.enter());
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn a_dead_exchange_is_never_posted_to() {
+        let (state, count) = counted();
+        state.enter();
+        state.wake();
+        state.kill();
+        leave(&state, &count);
+        state.wake();
+        assert!(!state.enter());
+        assert_eq!(count.load(StdOrdering::SeqCst), 0);
+    }
+
+    /// Every interleaving of a waking thread and a polling worker: no wake is lost. After all is
+    /// quiet, either the worker saw the flag that the waker raised before, or a post is outstanding.
+    #[cfg(loom)]
+    #[test]
+    fn no_wake_is_lost() {
+        loom::model(|| {
+            let posts = StdArc::new(AtomicUsize::new(0));
+            let state = loom::sync::Arc::new(WakeState::new());
+            let raised = loom::sync::Arc::new(loom::sync::atomic::AtomicBool::new(false));
+            let waker = {
+                let (state, raised) = (state.clone(), raised.clone());
+                loom::thread::spawn(move || {
+                    raised.store(true, Ordering::Release);
+                    state.wake();
+                })
+            };
+            let mut seen = false;
+            // The worker's first poll is unconditional (an event of the stream).
+            state.enter();
+            seen |= raised.load(Ordering::Acquire);
+            leave(&state, &posts);
+            waker.join().unwrap();
+            // Posts are delivered after the fact, in order.
+            for _ in 0..posts.load(StdOrdering::SeqCst) {
+                if state.enter() {
+                    seen |= raised.load(Ordering::Acquire);
+                }
+                leave(&state, &posts);
+            }
+            assert!(seen, "the wake was lost");
+        });
+    }
+
+    /// Two wakers and the end of the stream: at most one post per idle period, none after the end.
+    #[cfg(loom)]
+    #[test]
+    fn wakes_race_with_the_end() {
+        loom::model(|| {
+            let posts = StdArc::new(AtomicUsize::new(0));
+            let state = loom::sync::Arc::new(WakeState::new());
+            state.enter();
+            leave(&state, &posts);
+            let wakers: Vec<_> = (0..2)
+                .map(|_| {
+                    let state = state.clone();
+                    loom::thread::spawn(move || state.wake())
+                })
+                .collect();
+            state.kill();
+            for waker in wakers {
+                waker.join().unwrap();
+            }
+            assert!(posts.load(StdOrdering::SeqCst) <= 1);
+            state.wake();
+            assert!(!state.enter());
+            assert!(posts.load(StdOrdering::SeqCst) <= 1);
+        });
+    }
+}

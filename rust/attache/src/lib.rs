@@ -1,0 +1,91 @@
+//! **Extend Envoy by writing ordinary async Rust.**
+//!
+//! A filter is one async function that sees the whole exchange. It awaits anything, streams bodies
+//! with back-pressure, and runs on the Envoy worker that owns the stream, so there is nothing to
+//! lock. A panic costs one exchange.
+//!
+//! ```
+//! use attache::prelude::*;
+//!
+//! struct Hello;
+//!
+//! impl Filter for Hello {
+//!     type Config = ();
+//!     type RouteConfig = ();
+//!     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Hello) }
+//!     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+//!         let mut resp = next.run(req).await?;
+//!         resp.headers_mut().set("x-hello", "world");
+//!         Ok(resp)
+//!     }
+//! }
+//!
+//! attache::filters! { "hello" => Hello }
+//! # fn main() {}
+//! ```
+//!
+//! Build it as a `cdylib`, and Envoy loads it as a dynamic module:
+//!
+//! ```yaml
+//! - name: envoy.filters.http.dynamic_modules
+//!   typed_config:
+//!     "@type": type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter
+//!     dynamic_module_config: {name: hello, do_not_close: true}
+//!     filter_name: hello
+//! ```
+//!
+//! # What happens when
+//!
+//! * The request is held until [`Next::run`] is called. Body bytes that arrive stay in Envoy, under
+//!   its watermarks, until they are read.
+//! * `next.run(req)` lets the request go on with whatever its body now is, and resumes when the
+//!   response's headers arrive. The response is held until `handle` returns it.
+//! * Returning a response that `next` did not make is a local reply. Returning an error is a local
+//!   reply with its status, or a reset when headers have gone.
+//! * When the client goes, the future is dropped where it waits. [`Filter::on_complete`] runs once.
+//!
+//! The details are on [`Filter`], [`Request`], [`Response`] and [`Body`].
+
+#![forbid(unsafe_code)]
+
+pub use attache_core::{
+    Body, BodyError, BodyWriter, Buffered, Completion, ConfigError, Counter, Error, ErrorKind,
+    Filter, Gauge, HeaderError, Headers, Histogram, JoinHandle, Next, Outcome, Request, Response,
+    Result, ResultExt, Setup, Trailers, spawn, spawn_blocking,
+};
+pub use attache_core::host::Capabilities;
+pub use bytes;
+pub use http;
+
+/// What a filter usually needs.
+pub mod prelude {
+    pub use crate::{
+        Body, BodyWriter, Completion, ConfigError, Error, Filter, Headers, Next, Outcome, Request,
+        Response, Result, ResultExt, Setup,
+    };
+    pub use bytes::Bytes;
+    pub use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+}
+
+/// Names the filters of a module, once per `cdylib`: `filters! { "auth" => Auth, "log" => Log }`.
+///
+/// The names are what `filter_name` refers to in Envoy's config. The macro also exports the entry
+/// point by which Envoy finds the module, and defines `attache_registry()`, which tests use.
+#[macro_export]
+macro_rules! filters {
+    ($($name:literal => $filter:ty),+ $(,)?) => {
+        /// The filters of this module.
+        pub fn attache_registry() -> $crate::__private::Registry {
+            $crate::__private::Registry::new()$(.with::<$filter>($name))+
+        }
+
+        $crate::__private::export_module!(attache_registry);
+    };
+}
+
+/// For the macros of this crate only.
+#[doc(hidden)]
+pub mod __private {
+    pub use attache_core::registry::Registry;
+    pub use attache_module::export_module;
+}
