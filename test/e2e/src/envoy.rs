@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -90,6 +90,7 @@ impl Version {
             log_level: "info".into(),
             component_levels: Vec::new(),
             environment: Vec::new(),
+            own_group: false,
         }
     }
 }
@@ -159,6 +160,7 @@ pub struct Launch {
     log_level: String,
     component_levels: Vec<String>,
     environment: Vec<(String, String)>,
+    own_group: bool,
 }
 
 impl Launch {
@@ -197,6 +199,12 @@ impl Launch {
         self
     }
 
+    /// Keeps the terminal's Ctrl-C from it, for a program that ends its Envoy itself.
+    pub fn shielded(mut self) -> Self {
+        self.own_group = true;
+        self
+    }
+
     fn command(&self, directory: &Path, config: &Config) -> Command {
         let rendered = config.render(directory);
         let path = directory.join("envoy.yaml");
@@ -220,6 +228,9 @@ impl Launch {
         if let Some(path) = &self.search_path {
             command.env("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", path);
         }
+        if self.own_group {
+            command.process_group(0);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -235,8 +246,9 @@ impl Launch {
     /// Starts it and waits until it serves, or until it has ended, as it does on a bad config.
     pub async fn try_start(&self, config: &Config) -> Result<Envoy, Refusal> {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let (admin_path, log) = (directory.path().join("admin"), directory.path().join("log"));
-        let log_file = File::create(&log).expect("a file in the temporary directory");
+        let admin_path = directory.path().join("admin");
+        let log_file =
+            File::create(directory.path().join("log")).expect("a file in the temporary directory");
         let child = self
             .command(directory.path(), config)
             .arg("--admin-address-path")
@@ -399,9 +411,21 @@ impl Envoy {
         self.admin_get("/stats/prometheus").await
     }
 
+    /// Resolves when it ends without having been told to.
+    pub async fn ended(&mut self) {
+        while self.child.try_wait().expect("our own child").is_none() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Where its log is.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
     /// All that it has logged.
     pub fn log(&self) -> String {
-        let log = fs::read(self.directory.path().join("log")).unwrap_or_default();
+        let log = fs::read(self.log_path()).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 

@@ -10,12 +10,12 @@ use tempfile::TempDir;
 
 /// The root of this workspace.
 pub fn workspace_root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("test/e2e is in a workspace")
 }
 
 /// Builds the `cdylib` of a package of this workspace, in the profile that the running test was
-/// built in, and says where it is. Once per process and package; fails the test with the
-/// compiler's output when it does not build.
+/// built in, and says where it is. Once per process and package; fails the test when it
+/// does not build.
 pub fn module_path(package: &str) -> PathBuf {
     static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     // Held while building, so that tests that run at once build each package once. A failed
@@ -38,10 +38,11 @@ fn build(package: &str) -> PathBuf {
         .arg(target)
         .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())
+        // Progress and errors are for whoever waits.
+        .stderr(Stdio::inherit())
         .output()
         .expect("cargo runs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the module {package} does not build:\n{errors}");
+    assert!(output.status.success(), "the module {package} does not build, as cargo says above");
 
     String::from_utf8_lossy(&output.stdout)
         .lines()

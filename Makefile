@@ -1,0 +1,54 @@
+# Every command of this repository. `make` alone lists them.
+
+# `make run`: which filter of contrib/filters, and where it listens.
+FILTER ?= hello
+PORT ?= 10000
+ADMIN_PORT ?= 9901
+
+# Concurrency and the real-Envoy tests run optimised too: other timings find other bugs.
+RELEASE_TESTS := $(addprefix -p ,attache-core attache-e2e)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench conformance doc fmt clean envoy tools
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10000)
+	@test -f contrib/filters/$(FILTER)/Cargo.toml || \
+		{ echo "there is no filter contrib/filters/$(FILTER)" >&2; exit 1; }
+	@exec cargo run -p attache-e2e --bin attache-run -- $(FILTER) $(PORT) $(ADMIN_PORT)
+
+test: tools envoy ## run every test; ends in a line of counts
+	@test/tally \
+		'cargo test --workspace --no-fail-fast' \
+		'cargo test --release $(RELEASE_TESTS) --no-fail-fast' \
+		'env RUSTFLAGS=--cfg=loom cargo test --release -p attache-core --lib --target-dir target/loom'
+
+lint: tools ## check formatting, clippy and docs, warnings denied
+	@test/need rustfmt cargo-clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+bench: tools envoy ## measure what a filter costs; writes target/bench/report.json
+	cargo run --release -p attache-bench
+
+conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host
+	cargo test --release -p attache-conformance -- --nocapture
+
+doc: tools ## build the API docs and say where they are
+	cargo doc --workspace --no-deps
+	@echo "open target/doc/attache/index.html"
+
+fmt: tools ## format all code
+	cargo fmt --all
+
+clean: ## remove what was built; the fetched Envoys in .envoy stay
+	cargo clean
+
+envoy:
+	@test/fetch-envoy
+
+tools:
+	@test/need cargo cc python3
