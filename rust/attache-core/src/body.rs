@@ -200,10 +200,10 @@ impl Body {
                 match ready!(stream.as_mut().poll_next(cx)) {
                     None => return Poll::Ready(Ok(None)),
                     Some(frame) => {
-                        if let Ok(data) = frame?.into_data() {
-                            if !data.is_empty() {
-                                return Poll::Ready(Ok(Some(data)));
-                            }
+                        if let Ok(data) = frame?.into_data()
+                            && !data.is_empty()
+                        {
+                            return Poll::Ready(Ok(Some(data)));
                         }
                     }
                 }

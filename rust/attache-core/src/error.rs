@@ -140,10 +140,10 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         // A body error comes back as what it was, with its status.
         let mut slot = Some(error);
-        if let Some(body) = (&mut slot as &mut dyn Any).downcast_mut::<Option<BodyError>>() {
-            if let Some(BodyError(inner)) = body.take() {
-                return inner;
-            }
+        if let Some(body) = (&mut slot as &mut dyn Any).downcast_mut::<Option<BodyError>>()
+            && let Some(BodyError(inner)) = body.take()
+        {
+            return inner;
         }
         match slot {
             Some(error) => Error(Box::new(Repr {

@@ -757,10 +757,10 @@ impl Inner {
         let mut old = Vec::new();
         self.read(|host| {
             host.headers(map, &mut |name, _| {
-                if let Ok(name) = std::str::from_utf8(name) {
-                    if !name.starts_with(':') {
-                        old.push(name.to_owned());
-                    }
+                if let Ok(name) = std::str::from_utf8(name)
+                    && !name.starts_with(':')
+                {
+                    old.push(name.to_owned());
                 }
             });
             for name in &old {

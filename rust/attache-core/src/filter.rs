@@ -45,7 +45,7 @@ pub trait Filter: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// Envoy refuses the config, logs the error and keeps what it had.
-    fn new(config: Self::Config, setup: &mut Setup<'_>) -> Result<Self, ConfigError>;
+    fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
 
     /// Handles one exchange.
     ///
@@ -110,16 +110,16 @@ pub trait ConfigHost {
 }
 
 /// What a filter is made with: its name, its metrics, its background tasks.
-pub struct Setup<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) host: &'a mut dyn ConfigHost,
+pub struct Setup {
+    pub(crate) name: String,
+    pub(crate) host: Box<dyn ConfigHost>,
     pub(crate) tasks: Vec<Tied>,
 }
 
-impl Setup<'_> {
+impl Setup {
     /// The name under which the filter was configured.
     pub fn filter_name(&self) -> &str {
-        self.name
+        &self.name
     }
 
     fn define(
@@ -195,7 +195,7 @@ impl Setup<'_> {
     }
 }
 
-impl std::fmt::Debug for Setup<'_> {
+impl std::fmt::Debug for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Setup").field("filter", &self.name).finish_non_exhaustive()
     }

@@ -25,10 +25,12 @@ pub struct Registry {
     entries: Vec<Entry>,
 }
 
+type Load = fn(&str, Value, Options, Box<dyn ConfigHost>) -> Result<Loaded, ConfigError>;
+
 #[derive(Clone, Copy)]
 struct Entry {
     name: &'static str,
-    load: fn(&str, Value, Options, &mut dyn ConfigHost) -> Result<Loaded, ConfigError>,
+    load: Load,
     load_route: fn(Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError>,
 }
 
@@ -170,7 +172,7 @@ impl Registry {
         &self,
         name: &str,
         config: &[u8],
-        host: &mut dyn ConfigHost,
+        host: Box<dyn ConfigHost>,
     ) -> Result<Loaded, String> {
         enter();
         let load = || {
@@ -212,11 +214,11 @@ fn load<F: Filter>(
     name: &str,
     config: Value,
     options: Options,
-    host: &mut dyn ConfigHost,
+    host: Box<dyn ConfigHost>,
 ) -> Result<Loaded, ConfigError> {
     let config: F::Config = typed(config)?;
-    let mut setup = Setup { name, host, tasks: Vec::new() };
-    let counter = |setup: &mut Setup<'_>, what| setup.counter(&format!("attache.{name}.{what}"));
+    let mut setup = Setup { name: name.to_owned(), host, tasks: Vec::new() };
+    let counter = |setup: &mut Setup, what| setup.counter(&format!("attache.{name}.{what}"));
     let errors = counter(&mut setup, "errors")?;
     let panics = counter(&mut setup, "panics")?;
     let slow_polls = counter(&mut setup, "slow_polls")?;
@@ -257,7 +259,7 @@ fn parse(config: &[u8]) -> Result<(Value, Options), ConfigError> {
         Some(options) => typed_at("attache.", options)?,
         None => Options::default(),
     };
-    if !(options.slow_poll_ms >= 0.0) {
+    if options.slow_poll_ms.is_nan() || options.slow_poll_ms < 0.0 {
         return Err(ConfigError::field("attache.slow_poll_ms", "must not be negative"));
     }
     Ok((config, options))

@@ -1,7 +1,25 @@
-//! Stock Envoy host.
+//! Hosts Attaché filters in stock Envoy, through its dynamic modules C ABI.
+//!
+//! One `.so` serves Envoy 1.39 and 1.40. Filters do not use this crate; the `filters!` macro of
+//! `attache` does.
+//!
+//! | what | where |
+//! |---|---|
+//! | declarations of the ABI | `abi.rs` |
+//! | what Envoy calls | `hooks.rs` |
+//! | a stream, as the engine sees it | `stream.rs` |
+//! | configs and metrics | `config.rs` |
+//! | `tracing` to Envoy's log | `log.rs` |
+//!
+//! This is one of the crates where `unsafe` lives. Its rules: every pointer that Envoy gives is used
+//! only as long as Envoy's header promises; nothing borrowed from Envoy leaves the call that got it;
+//! no panic leaves a hook.
 
-/// Exports the entry point of a dynamic module.
-#[macro_export]
-macro_rules! export_module {
-    ($registry:path) => {};
-}
+mod abi;
+mod config;
+mod hooks;
+mod log;
+mod stream;
+
+#[doc(hidden)]
+pub use hooks::init;

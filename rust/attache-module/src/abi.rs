@@ -1,0 +1,266 @@
+//! Our own declarations of the part of Envoy's dynamic modules C ABI that HTTP hosting needs.
+//!
+//! The same in Envoy 1.38 to 1.40 (`source/extensions/dynamic_modules/abi/abi.h`). Callbacks are
+//! looked up when the module is loaded rather than linked: an Envoy that lacks one is refused with
+//! its name, and a filter's unit tests link without any Envoy.
+//!
+//! Names tell who owns the memory: `Envoy*` is Envoy's and valid only during the call or hook,
+//! `Module*` is ours and is read by Envoy only during the call.
+
+use std::ffi::{c_char, c_void};
+
+/// Envoy's stream object.
+pub(crate) type EnvoyFilter = *mut c_void;
+/// Envoy's filter config object.
+pub(crate) type EnvoyConfig = *mut c_void;
+/// An object of ours that Envoy hands back to us.
+pub(crate) type ModulePtr = *const c_void;
+/// A scheduler that Envoy made for us, and that we delete.
+pub(crate) type Scheduler = *mut c_void;
+
+/// Bytes that Envoy owns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct EnvoyBuffer {
+    pub(crate) ptr: *const u8,
+    pub(crate) len: usize,
+}
+
+impl EnvoyBuffer {
+    pub(crate) const EMPTY: EnvoyBuffer = EnvoyBuffer { ptr: std::ptr::null(), len: 0 };
+
+    /// # Safety
+    /// The bytes must stay where they are for as long as `'a` says.
+    pub(crate) unsafe fn as_slice<'a>(self) -> &'a [u8] {
+        if self.ptr.is_null() || self.len == 0 {
+            return &[];
+        }
+        // SAFETY: Envoy gives `len` initialised bytes at `ptr`; the caller answers for `'a`.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+    }
+}
+
+/// Bytes that we own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct ModuleBuffer {
+    ptr: *const u8,
+    len: usize,
+}
+
+impl From<&[u8]> for ModuleBuffer {
+    fn from(bytes: &[u8]) -> Self {
+        ModuleBuffer { ptr: bytes.as_ptr(), len: bytes.len() }
+    }
+}
+
+impl From<&str> for ModuleBuffer {
+    fn from(text: &str) -> Self {
+        text.as_bytes().into()
+    }
+}
+
+/// A header that Envoy owns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct EnvoyHeader {
+    pub(crate) name: EnvoyBuffer,
+    pub(crate) value: EnvoyBuffer,
+}
+
+/// A header that we own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct ModuleHeader {
+    pub(crate) name: ModuleBuffer,
+    pub(crate) value: ModuleBuffer,
+}
+
+// The C structs are flat: {ptr, len} and {key ptr, key len, value ptr, value len}, eight bytes each.
+const _: () = {
+    assert!(size_of::<usize>() == 8 && size_of::<*const u8>() == 8);
+    assert!(size_of::<EnvoyBuffer>() == 16 && align_of::<EnvoyBuffer>() == 8);
+    assert!(size_of::<ModuleBuffer>() == 16 && align_of::<ModuleBuffer>() == 8);
+    assert!(std::mem::offset_of!(EnvoyBuffer, ptr) == 0);
+    assert!(std::mem::offset_of!(EnvoyBuffer, len) == 8);
+    assert!(std::mem::offset_of!(ModuleBuffer, ptr) == 0);
+    assert!(std::mem::offset_of!(ModuleBuffer, len) == 8);
+    assert!(size_of::<EnvoyHeader>() == 32 && std::mem::offset_of!(EnvoyHeader, value) == 16);
+    assert!(size_of::<ModuleHeader>() == 32 && std::mem::offset_of!(ModuleHeader, value) == 16);
+};
+
+/// What a headers hook returns. The two StopAll statuses are left out on purpose: Envoy's
+/// `continue` does not undo them reliably.
+pub(crate) mod headers_status {
+    pub(crate) const CONTINUE: u32 = 0;
+    pub(crate) const STOP_ITERATION: u32 = 1;
+}
+
+/// What a body hook returns.
+pub(crate) mod body_status {
+    pub(crate) const CONTINUE: u32 = 0;
+    pub(crate) const STOP_ITERATION_AND_WATERMARK: u32 = 2;
+    pub(crate) const STOP_ITERATION_NO_BUFFER: u32 = 3;
+}
+
+/// What a trailers hook returns.
+pub(crate) mod trailers_status {
+    pub(crate) const CONTINUE: u32 = 0;
+    pub(crate) const STOP_ITERATION: u32 = 1;
+}
+
+/// What the local-reply hook returns.
+pub(crate) const LOCAL_REPLY_CONTINUE: u32 = 0;
+
+/// Which header map.
+pub(crate) mod header_type {
+    pub(crate) const REQUEST_HEADER: u32 = 0;
+    pub(crate) const REQUEST_TRAILER: u32 = 1;
+    pub(crate) const RESPONSE_HEADER: u32 = 2;
+    pub(crate) const RESPONSE_TRAILER: u32 = 3;
+}
+
+/// Which body.
+pub(crate) mod body_type {
+    pub(crate) const RECEIVED_REQUEST: u32 = 0;
+    pub(crate) const BUFFERED_REQUEST: u32 = 1;
+    pub(crate) const RECEIVED_RESPONSE: u32 = 2;
+    pub(crate) const BUFFERED_RESPONSE: u32 = 3;
+}
+
+/// Log levels.
+pub(crate) mod log_level {
+    pub(crate) const TRACE: u32 = 0;
+    pub(crate) const DEBUG: u32 = 1;
+    pub(crate) const INFO: u32 = 2;
+    pub(crate) const WARN: u32 = 3;
+    pub(crate) const ERROR: u32 = 4;
+    pub(crate) const CRITICAL: u32 = 5;
+}
+
+/// What a metrics callback returns.
+pub(crate) const METRICS_SUCCESS: u32 = 0;
+/// The metrics of a config are fixed once it is loaded.
+pub(crate) const METRICS_FROZEN: u32 = 3;
+
+/// `request.id`
+pub(crate) const ATTRIBUTE_REQUEST_ID: u32 = 9;
+/// `connection.id`
+pub(crate) const ATTRIBUTE_CONNECTION_ID: u32 = 28;
+
+/// How a stream is reset.
+pub(crate) const RESET_LOCAL: u32 = 0;
+
+macro_rules! callbacks {
+    ($($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),* $(,)?) $(-> $ret:ty)?;)*) => {
+        /// Envoy's callbacks.
+        pub(crate) struct Callbacks {
+            $($(#[$doc])* pub(crate) $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)*
+        }
+
+        impl Callbacks {
+            /// Looks all callbacks up in the running program.
+            ///
+            /// # Errors
+            /// The name of the first that is missing.
+            ///
+            /// # Safety
+            /// `find` must give the address of the C function of that name, or null.
+            pub(crate) unsafe fn load(
+                find: impl Fn(&'static std::ffi::CStr) -> *mut c_void,
+            ) -> Result<Self, &'static str> {
+                Ok(Callbacks {
+                    $($name: {
+                        const NAME: &str = concat!("envoy_dynamic_module_callback_", $symbol, "\0");
+                        let name = std::ffi::CStr::from_bytes_with_nul(NAME.as_bytes());
+                        let address = find(name.expect("the name ends in its only NUL"));
+                        if address.is_null() {
+                            return Err(concat!("envoy_dynamic_module_callback_", $symbol));
+                        }
+                        // SAFETY: it is the address of the C function of this name, whose
+                        // signature in every supported Envoy is the one declared here.
+                        unsafe {
+                            std::mem::transmute::<
+                                *mut c_void,
+                                unsafe extern "C" fn($($arg),*) $(-> $ret)?,
+                            >(address)
+                        }
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+callbacks! {
+    log = "log": fn(u32, ModuleBuffer);
+    log_enabled = "log_enabled": fn(u32) -> bool;
+
+    define_counter = "http_filter_config_define_counter":
+        fn(EnvoyConfig, ModuleBuffer, *const ModuleBuffer, usize, *mut usize) -> u32;
+    define_gauge = "http_filter_config_define_gauge":
+        fn(EnvoyConfig, ModuleBuffer, *const ModuleBuffer, usize, *mut usize) -> u32;
+    define_histogram = "http_filter_config_define_histogram":
+        fn(EnvoyConfig, ModuleBuffer, *const ModuleBuffer, usize, *mut usize) -> u32;
+    increment_counter = "http_filter_config_increment_counter":
+        fn(EnvoyConfig, usize, *const ModuleBuffer, usize, u64) -> u32;
+    increment_gauge = "http_filter_config_increment_gauge":
+        fn(EnvoyConfig, usize, *const ModuleBuffer, usize, u64) -> u32;
+    decrement_gauge = "http_filter_config_decrement_gauge":
+        fn(EnvoyConfig, usize, *const ModuleBuffer, usize, u64) -> u32;
+    set_gauge = "http_filter_config_set_gauge":
+        fn(EnvoyConfig, usize, *const ModuleBuffer, usize, u64) -> u32;
+    record_histogram = "http_filter_config_record_histogram_value":
+        fn(EnvoyConfig, usize, *const ModuleBuffer, usize, u64) -> u32;
+    config_scheduler_new = "http_filter_config_scheduler_new": fn(EnvoyConfig) -> Scheduler;
+    config_scheduler_delete = "http_filter_config_scheduler_delete": fn(Scheduler);
+    config_scheduler_commit = "http_filter_config_scheduler_commit": fn(Scheduler, u64);
+
+    get_header = "http_get_header":
+        fn(EnvoyFilter, u32, ModuleBuffer, *mut EnvoyBuffer, usize, *mut usize) -> bool;
+    get_headers_size = "http_get_headers_size": fn(EnvoyFilter, u32) -> usize;
+    get_headers = "http_get_headers": fn(EnvoyFilter, u32, *mut EnvoyHeader) -> bool;
+    set_header = "http_set_header": fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer) -> bool;
+    add_header = "http_add_header": fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer) -> bool;
+
+    get_body_size = "http_get_body_size": fn(EnvoyFilter, u32) -> usize;
+    get_body_chunks_size = "http_get_body_chunks_size": fn(EnvoyFilter, u32) -> usize;
+    get_body_chunks = "http_get_body_chunks": fn(EnvoyFilter, u32, *mut EnvoyBuffer) -> bool;
+    append_body = "http_append_body": fn(EnvoyFilter, u32, ModuleBuffer) -> bool;
+    drain_body = "http_drain_body": fn(EnvoyFilter, u32, usize) -> bool;
+    received_buffered_request_body = "http_received_buffered_request_body":
+        fn(EnvoyFilter) -> bool;
+    received_buffered_response_body = "http_received_buffered_response_body":
+        fn(EnvoyFilter) -> bool;
+    get_buffer_limit = "http_get_buffer_limit": fn(EnvoyFilter) -> u64;
+    set_buffer_limit = "http_set_buffer_limit": fn(EnvoyFilter, u64);
+
+    continue_decoding = "http_filter_continue_decoding": fn(EnvoyFilter);
+    continue_encoding = "http_filter_continue_encoding": fn(EnvoyFilter);
+    send_response = "http_send_response":
+        fn(EnvoyFilter, u32, *const ModuleHeader, usize, ModuleBuffer, ModuleBuffer);
+    send_response_headers = "http_send_response_headers":
+        fn(EnvoyFilter, *const ModuleHeader, usize, bool);
+    send_response_data = "http_send_response_data": fn(EnvoyFilter, ModuleBuffer, bool);
+    send_response_trailers = "http_send_response_trailers":
+        fn(EnvoyFilter, *const ModuleHeader, usize);
+    reset_stream = "http_filter_reset_stream": fn(EnvoyFilter, u32, ModuleBuffer);
+
+    scheduler_new = "http_filter_scheduler_new": fn(EnvoyFilter) -> Scheduler;
+    scheduler_delete = "http_filter_scheduler_delete": fn(Scheduler);
+    scheduler_commit = "http_filter_scheduler_commit": fn(Scheduler, u64);
+
+    get_most_specific_route_config = "get_most_specific_route_config":
+        fn(EnvoyFilter) -> ModulePtr;
+    get_attribute_string = "http_filter_get_attribute_string":
+        fn(EnvoyFilter, u32, *mut EnvoyBuffer) -> bool;
+    get_attribute_int = "http_filter_get_attribute_int":
+        fn(EnvoyFilter, u32, *mut u64) -> bool;
+}
+
+/// The ABI versions that Envoy compares with its own; a difference is only a warning in its log.
+pub(crate) const ABI_VERSION_1_39: *const c_char = c"v0.1.0".as_ptr();
+/// As above, since 1.40.
+pub(crate) const ABI_VERSION_1_40: *const c_char = c"v0.2.0".as_ptr();
+/// A callback that 1.40 added: how the two are told apart.
+pub(crate) const ADDED_IN_1_40: &std::ffi::CStr = c"envoy_dynamic_module_callback_log_v2";

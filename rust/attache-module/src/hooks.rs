@@ -1,0 +1,497 @@
+//! The functions that Envoy calls: thin, and no panic leaves them.
+//!
+//! Each is exported from every `cdylib` that links this crate. Pointers that Envoy hands back are
+//! those that we gave it; Envoy calls the hooks of a stream on its worker thread, in order, and none
+//! after destroy.
+
+use std::ffi::c_char;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use attache_core::exchange::Exchange;
+use attache_core::host::{DataVerdict, Direction, Verdict};
+use attache_core::registry::Registry;
+
+use crate::abi::{
+    ABI_VERSION_1_39, ABI_VERSION_1_40, ADDED_IN_1_40, Callbacks, EnvoyBuffer, EnvoyConfig,
+    EnvoyFilter, EnvoyHeader, LOCAL_REPLY_CONTINUE, ModulePtr, body_status, headers_status,
+    log_level, trailers_status,
+};
+use crate::config::{ConfigStream, ModuleConfig, RouteConfig, Serving, Sink};
+use crate::log;
+use crate::stream::Stream;
+
+/// What the module is, once it is loaded.
+struct Module {
+    registry: Registry,
+    api: Callbacks,
+}
+
+static MODULE: OnceLock<Module> = OnceLock::new();
+
+fn module() -> &'static Module {
+    MODULE.get().expect("Envoy initialises a module before it uses it")
+}
+
+/// Looks a symbol up in the whole program: Envoy's callbacks are in its executable.
+fn find(name: &std::ffi::CStr) -> *mut std::ffi::c_void {
+    // SAFETY: `name` is a C string.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
+}
+
+/// Keeps this library in memory: runtime threads run its code for as long as the process lives,
+/// whatever `do_not_close` says.
+fn pin() {
+    // SAFETY: `Dl_info` is plain data, for which zero is a value.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    let here = pin as fn() as *const std::ffi::c_void;
+    // SAFETY: `here` is an address of this library, and `info` is ours. `dli_fname` is a C string
+    // that lives as long as the library.
+    unsafe {
+        if libc::dladdr(here, &mut info) != 0 && !info.dli_fname.is_null() {
+            let flags = libc::RTLD_NOW | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+            libc::dlopen(info.dli_fname, flags);
+        }
+    }
+}
+
+/// Called by the entry point that `filters!` makes. Returns the ABI version, or null to refuse.
+#[doc(hidden)]
+pub fn init(registry: fn() -> Registry) -> *const c_char {
+    let loaded = catch_unwind(AssertUnwindSafe(|| {
+        if MODULE.get().is_none() {
+            // SAFETY: `find` looks the name up in the running program.
+            let api = unsafe { Callbacks::load(find) }.map_err(|missing| {
+                format!(
+                    "this Envoy does not have `{missing}`. Attaché runs in Envoy 1.39 and 1.40 \
+                     with dynamic modules"
+                )
+            })?;
+            let registry = registry();
+            pin();
+            log::install(&MODULE.get_or_init(|| Module { registry, api }).api);
+        }
+        Ok::<_, String>(())
+    }));
+    match loaded {
+        Ok(Ok(())) if !find(ADDED_IN_1_40).is_null() => ABI_VERSION_1_40,
+        Ok(Ok(())) => ABI_VERSION_1_39,
+        Ok(Err(reason)) => {
+            // Envoy's log may be just what is missing.
+            eprintln!("attache: the module cannot be loaded: {reason}");
+            std::ptr::null()
+        }
+        // The panic hook has said why.
+        Err(_) => std::ptr::null(),
+    }
+}
+
+/// Exports the entry point of a dynamic module.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_module {
+    ($registry:path) => {
+        const _: () = {
+            #[unsafe(no_mangle)]
+            extern "C" fn envoy_dynamic_module_on_program_init() -> *const ::core::ffi::c_char {
+                $crate::init($registry)
+            }
+        };
+    };
+}
+
+/// Runs a hook. A panic here is a fault of the runtime (a filter's own are caught closer to it); it
+/// must not unwind into Envoy, so the hook answers `safe`.
+fn shielded<R>(what: &str, safe: R, f: impl FnOnce() -> R) -> R {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
+        if let Some(module) = MODULE.get() {
+            log::write(
+                &module.api,
+                log_level::CRITICAL,
+                &format!("attache: the runtime panicked in {what}; this is a bug in Attaché"),
+            );
+        }
+        safe
+    })
+}
+
+/// What Envoy keeps for us per stream.
+struct ModuleStream {
+    exchange: Exchange,
+    /// Envoy's stream holds the config for as long as it runs our hooks.
+    config: *const ModuleConfig,
+}
+
+/// Runs a hook of a stream.
+///
+/// # Safety
+/// `stream` must come from `.._filter_new` and not be destroyed before this call.
+unsafe fn with_stream<R>(
+    what: &str,
+    stream: ModulePtr,
+    safe: R,
+    f: impl FnOnce(&Exchange) -> R,
+) -> R {
+    // SAFETY: the caller's promise. The hook may destroy the stream before it returns, so only a
+    // clone of it is used; the config stays until the hook has returned.
+    let (exchange, sink) = unsafe {
+        let stream = &*stream.cast::<ModuleStream>();
+        (stream.exchange.clone(), &*(*stream.config).sink)
+    };
+    shielded(what, safe, || {
+        let _serving = Serving::enter(sink);
+        f(&exchange)
+    })
+}
+
+fn headers_verdict(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Continue => headers_status::CONTINUE,
+        Verdict::Stop => headers_status::STOP_ITERATION,
+    }
+}
+
+fn body_verdict(verdict: DataVerdict) -> u32 {
+    match verdict {
+        DataVerdict::Continue => body_status::CONTINUE,
+        DataVerdict::StopAndWatermark => body_status::STOP_ITERATION_AND_WATERMARK,
+        DataVerdict::StopNoBuffer => body_status::STOP_ITERATION_NO_BUFFER,
+    }
+}
+
+fn trailers_verdict(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Continue => trailers_status::CONTINUE,
+        Verdict::Stop => trailers_status::STOP_ITERATION,
+    }
+}
+
+// ---- configs --------------------------------------------------------------------------------
+
+/// A filter config is loaded. Null refuses it.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
+    envoy: EnvoyConfig,
+    name: EnvoyBuffer,
+    config: EnvoyBuffer,
+) -> ModulePtr {
+    shielded("config_new", std::ptr::null(), || {
+        let module = module();
+        // SAFETY: Envoy's buffers live during this call.
+        let (name, config) = unsafe { (name.as_slice(), config.as_slice()) };
+        let name = String::from_utf8_lossy(name);
+        // SAFETY: `envoy` is being made by Envoy, further down the stack.
+        let sink = Arc::new(unsafe { Sink::new(envoy, &module.api) });
+        let host = Box::new(ConfigStream { envoy, api: &module.api, sink: sink.clone() });
+        match module.registry.load(&name, config, host) {
+            Ok(loaded) => {
+                Box::into_raw(Box::new(ModuleConfig { loaded, sink })).cast_const().cast()
+            }
+            Err(reason) => {
+                sink.close();
+                refuse(module, &reason)
+            }
+        }
+    })
+}
+
+/// Envoy says only that it failed; the reason goes to its log first.
+fn refuse(module: &Module, reason: &str) -> ModulePtr {
+    log::write(&module.api, log_level::CRITICAL, &format!("attache: {reason}"));
+    std::ptr::null()
+}
+
+/// A filter config goes. Any thread.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: ModulePtr) {
+    shielded("config_destroy", (), || {
+        // SAFETY: from `config_new`, and destroyed once.
+        let config = unsafe { Box::from_raw(config.cast_mut().cast::<ModuleConfig>()) };
+        config.sink.close();
+    });
+}
+
+/// The main thread runs what a [`Sink`] asked for.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
+    _envoy: EnvoyConfig,
+    config: ModulePtr,
+    _event: u64,
+) {
+    if config.is_null() {
+        return;
+    }
+    shielded("config_scheduled", (), || {
+        // SAFETY: from `config_new`, not yet destroyed; Envoy holds its config during this call,
+        // which is on its main thread.
+        unsafe { (*config.cast::<ModuleConfig>()).sink.flush() }
+    });
+}
+
+/// A per-route config is loaded. Null refuses it.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_per_route_config_new(
+    name: EnvoyBuffer,
+    config: EnvoyBuffer,
+) -> ModulePtr {
+    shielded("per_route_config_new", std::ptr::null(), || {
+        let module = module();
+        // SAFETY: Envoy's buffers live during this call.
+        let (name, config) = unsafe { (name.as_slice(), config.as_slice()) };
+        let name = String::from_utf8_lossy(name);
+        match module.registry.load_route(&name, config) {
+            Ok(config) => RouteConfig(config).into_raw(),
+            Err(reason) => refuse(module, &reason),
+        }
+    })
+}
+
+/// A per-route config goes. Any thread.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_per_route_config_destroy(config: ModulePtr) {
+    shielded("per_route_config_destroy", (), || {
+        // SAFETY: from `RouteConfig::into_raw`, and destroyed once.
+        drop(unsafe { Box::from_raw(config.cast_mut().cast::<RouteConfig>()) });
+    });
+}
+
+// ---- streams --------------------------------------------------------------------------------
+
+/// A stream begins. Never null: Envoy 1.39 would crash.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_new(
+    config: ModulePtr,
+    envoy: EnvoyFilter,
+) -> ModulePtr {
+    let config = config.cast::<ModuleConfig>();
+    // SAFETY: from `config_new`; Envoy's stream holds its config.
+    let loaded = unsafe { &(*config).loaded };
+    let exchange = Exchange::new(loaded, Stream::new(envoy, &module().api));
+    let stream = ModuleStream { exchange, config };
+    Box::into_raw(Box::new(stream)).cast_const().cast()
+}
+
+/// Request headers.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+    end: bool,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe {
+        with_stream("request_headers", stream, headers_status::STOP_ITERATION, |exchange| {
+            headers_verdict(exchange.headers(Direction::Request, end))
+        })
+    }
+}
+
+/// Request body.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+    end: bool,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe {
+        with_stream("request_body", stream, body_status::STOP_ITERATION_NO_BUFFER, |exchange| {
+            body_verdict(exchange.data(Direction::Request, end))
+        })
+    }
+}
+
+/// Request trailers.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_request_trailers(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe {
+        with_stream("request_trailers", stream, trailers_status::STOP_ITERATION, |exchange| {
+            trailers_verdict(exchange.trailers(Direction::Request))
+        })
+    }
+}
+
+/// Response headers.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+    end: bool,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe {
+        with_stream("response_headers", stream, headers_status::STOP_ITERATION, |exchange| {
+            headers_verdict(exchange.headers(Direction::Response, end))
+        })
+    }
+}
+
+/// Response body.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+    end: bool,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe {
+        with_stream("response_body", stream, body_status::STOP_ITERATION_NO_BUFFER, |exchange| {
+            body_verdict(exchange.data(Direction::Response, end))
+        })
+    }
+}
+
+/// Response trailers.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_response_trailers(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe {
+        with_stream("response_trailers", stream, trailers_status::STOP_ITERATION, |exchange| {
+            trailers_verdict(exchange.trailers(Direction::Response))
+        })
+    }
+}
+
+/// A wake was posted.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+    _event: u64,
+) {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("scheduled", stream, (), Exchange::scheduled) }
+}
+
+/// The client's connection takes no more for now.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_downstream_above_write_buffer_high_watermark(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+) {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("watermark", stream, (), |exchange| exchange.downstream_watermark(true)) }
+}
+
+/// The client's connection takes more again.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_downstream_below_write_buffer_low_watermark(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+) {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("watermark", stream, (), |exchange| exchange.downstream_watermark(false)) }
+}
+
+/// Somebody sends a local reply.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_local_reply(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+    _code: u32,
+    _details: EnvoyBuffer,
+    _reset_imminent: bool,
+) -> u32 {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("local_reply", stream, (), Exchange::local_reply) }
+    LOCAL_REPLY_CONTINUE
+}
+
+/// The stream has ended; its memory is still there.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(
+    _envoy: EnvoyFilter,
+    stream: ModulePtr,
+) {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("stream_complete", stream, (), Exchange::complete) }
+}
+
+/// The stream goes.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_destroy(stream: ModulePtr) {
+    // SAFETY: from `.._filter_new`, and destroyed once.
+    let stream = unsafe { Box::from_raw(stream.cast_mut().cast::<ModuleStream>()) };
+    shielded("destroy", (), || {
+        // SAFETY: Envoy's stream holds its config until this hook has returned.
+        let _serving = Serving::enter(unsafe { &(*stream.config).sink });
+        stream.exchange.destroy();
+    });
+}
+
+// ---- mandatory hooks of what this host does not use --------------------------------------------
+
+/// Envoy's HTTP callouts are not used.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
+    _envoy: EnvoyFilter,
+    _stream: ModulePtr,
+    _callout: u64,
+    _result: u32,
+    _headers: *const EnvoyHeader,
+    _headers_len: usize,
+    _chunks: *const EnvoyBuffer,
+    _chunks_len: usize,
+) {
+}
+
+/// Envoy's streamed callouts are not used.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
+    _envoy: EnvoyFilter,
+    _stream: ModulePtr,
+    _callout: u64,
+    _headers: *const EnvoyHeader,
+    _headers_len: usize,
+    _end: bool,
+) {
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
+    _envoy: EnvoyFilter,
+    _stream: ModulePtr,
+    _callout: u64,
+    _chunks: *const EnvoyBuffer,
+    _chunks_len: usize,
+    _end: bool,
+) {
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_trailers(
+    _envoy: EnvoyFilter,
+    _stream: ModulePtr,
+    _callout: u64,
+    _trailers: *const EnvoyHeader,
+    _trailers_len: usize,
+) {
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
+    _envoy: EnvoyFilter,
+    _stream: ModulePtr,
+    _callout: u64,
+) {
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_reset(
+    _envoy: EnvoyFilter,
+    _stream: ModulePtr,
+    _callout: u64,
+    _reason: u32,
+) {
+}

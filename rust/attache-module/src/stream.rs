@@ -1,0 +1,331 @@
+//! One stream of stock Envoy, as the engine's [`Host`].
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt::{self, Write};
+use std::sync::Arc;
+
+use attache_core::host::{Area, Capabilities, Direction, Host, LocalReply, Map, Notify};
+
+use crate::abi::{
+    ATTRIBUTE_CONNECTION_ID, ATTRIBUTE_REQUEST_ID, Callbacks, EnvoyBuffer, EnvoyFilter,
+    EnvoyHeader, ModuleBuffer, ModuleHeader, RESET_LOCAL, Scheduler, body_type, header_type,
+};
+use crate::config::RouteConfig;
+
+/// How many slices or headers fit on the stack.
+const INLINE: usize = 16;
+
+/// A stream of Envoy.
+///
+/// # Invariant
+/// `envoy` is valid from when Envoy makes the filter until its destroy hook returns. The engine
+/// calls a host only until `Exchange::destroy`, which that hook calls; and being `!Send`, only on
+/// the worker thread. Every `SAFETY` below leans on this.
+pub(crate) struct Stream {
+    envoy: EnvoyFilter,
+    api: &'static Callbacks,
+    /// Callbacks that look at Envoy's memory are running: nothing may change it.
+    views: Cell<u32>,
+}
+
+/// Keeps Envoy's memory unchanged for as long as it lives, even when a callback panics.
+struct View<'a>(&'a Cell<u32>);
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Stream {
+    pub(crate) fn new(envoy: EnvoyFilter, api: &'static Callbacks) -> Self {
+        Stream { envoy, api, views: Cell::new(0) }
+    }
+
+    fn view(&self) -> View<'_> {
+        self.views.set(self.views.get() + 1);
+        View(&self.views)
+    }
+
+    /// Before anything that may change or free what a view shows.
+    fn no_views(&self) {
+        assert!(
+            self.views.get() == 0,
+            "headers or body were changed from within a closure that looks at them; copy first"
+        );
+    }
+}
+
+fn map_type(map: Map) -> u32 {
+    match map {
+        Map::RequestHeaders => header_type::REQUEST_HEADER,
+        Map::RequestTrailers => header_type::REQUEST_TRAILER,
+        Map::ResponseHeaders => header_type::RESPONSE_HEADER,
+        Map::ResponseTrailers => header_type::RESPONSE_TRAILER,
+    }
+}
+
+fn area_type(direction: Direction, area: Area) -> u32 {
+    match (direction, area) {
+        (Direction::Request, Area::Frame) => body_type::RECEIVED_REQUEST,
+        (Direction::Request, Area::Buffer) => body_type::BUFFERED_REQUEST,
+        (Direction::Response, Area::Frame) => body_type::RECEIVED_RESPONSE,
+        (Direction::Response, Area::Buffer) => body_type::BUFFERED_RESPONSE,
+    }
+}
+
+fn module_headers(list: &[(&[u8], &[u8])]) -> Vec<ModuleHeader> {
+    list.iter()
+        .map(|(name, value)| ModuleHeader { name: (*name).into(), value: (*value).into() })
+        .collect()
+}
+
+impl Host for Stream {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::COMMON
+    }
+
+    fn header(&self, map: Map, name: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize {
+        let mut value = EnvoyBuffer::EMPTY;
+        let mut count = 0;
+        // SAFETY: the stream is valid (type invariant); the out-pointers are ours and live.
+        let found = unsafe {
+            (self.api.get_header)(
+                self.envoy,
+                map_type(map),
+                name.into(),
+                &mut value,
+                index,
+                &mut count,
+            )
+        };
+        if found {
+            let _view = self.view();
+            // SAFETY: the value stays in Envoy's map until the map changes, and while the view
+            // lives every method that could change it panics first.
+            f(unsafe { value.as_slice() });
+        }
+        count
+    }
+
+    fn headers(&self, map: Map, f: &mut dyn FnMut(&[u8], &[u8])) -> bool {
+        // SAFETY: the stream is valid (type invariant).
+        let size = unsafe { (self.api.get_headers_size)(self.envoy, map_type(map)) };
+        let empty = EnvoyHeader { name: EnvoyBuffer::EMPTY, value: EnvoyBuffer::EMPTY };
+        let mut list = vec![empty; size];
+        // SAFETY: as above; Envoy writes exactly `size` entries, and nothing has changed the map
+        // since it said so.
+        let exists =
+            unsafe { (self.api.get_headers)(self.envoy, map_type(map), list.as_mut_ptr()) };
+        if exists {
+            let _view = self.view();
+            for header in &list {
+                // SAFETY: as in `header`.
+                f(unsafe { header.name.as_slice() }, unsafe { header.value.as_slice() });
+            }
+        }
+        exists
+    }
+
+    fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
+        self.no_views();
+        // SAFETY: the stream is valid (type invariant); Envoy copies both buffers.
+        unsafe { (self.api.set_header)(self.envoy, map_type(map), name.into(), value.into()) }
+    }
+
+    fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
+        self.no_views();
+        // SAFETY: as in `set_header`.
+        unsafe { (self.api.add_header)(self.envoy, map_type(map), name.into(), value.into()) }
+    }
+
+    fn remove_header(&self, map: Map, name: &str) -> bool {
+        // An empty value removes.
+        self.set_header(map, name, &[])
+    }
+
+    fn body_len(&self, direction: Direction, area: Area) -> usize {
+        // SAFETY: the stream is valid (type invariant).
+        unsafe { (self.api.get_body_size)(self.envoy, area_type(direction, area)) }
+    }
+
+    fn frame_is_buffer(&self, direction: Direction) -> bool {
+        let ask = match direction {
+            Direction::Request => self.api.received_buffered_request_body,
+            Direction::Response => self.api.received_buffered_response_body,
+        };
+        // SAFETY: the stream is valid (type invariant).
+        unsafe { ask(self.envoy) }
+    }
+
+    fn body(&self, direction: Direction, area: Area, f: &mut dyn FnMut(&[u8])) {
+        let which = area_type(direction, area);
+        // SAFETY: the stream is valid (type invariant).
+        let count = unsafe { (self.api.get_body_chunks_size)(self.envoy, which) };
+        let mut inline = [EnvoyBuffer::EMPTY; INLINE];
+        let mut spilled = Vec::new();
+        let slices: &mut [EnvoyBuffer] = if count <= INLINE {
+            &mut inline[..count]
+        } else {
+            spilled.resize(count, EnvoyBuffer::EMPTY);
+            &mut spilled
+        };
+        // SAFETY: as above; Envoy writes `count` entries, and nothing has changed the buffer since
+        // it said so.
+        if unsafe { (self.api.get_body_chunks)(self.envoy, which, slices.as_mut_ptr()) } {
+            let _view = self.view();
+            for slice in slices {
+                // SAFETY: the bytes stay in Envoy's buffer until it changes, and while the view
+                // lives every method that could change it panics first.
+                f(unsafe { slice.as_slice() });
+            }
+        }
+    }
+
+    fn drain(&self, direction: Direction, area: Area, bytes: usize) {
+        self.no_views();
+        // SAFETY: the stream is valid (type invariant). It may run hooks of the stream, which the
+        // engine expects.
+        unsafe { (self.api.drain_body)(self.envoy, area_type(direction, area), bytes) };
+    }
+
+    fn append(&self, direction: Direction, area: Area, data: &[u8]) {
+        self.no_views();
+        // SAFETY: as in `drain`; Envoy copies the bytes.
+        unsafe { (self.api.append_body)(self.envoy, area_type(direction, area), data.into()) };
+    }
+
+    fn buffer_limit(&self) -> u64 {
+        // SAFETY: the stream is valid (type invariant).
+        unsafe { (self.api.get_buffer_limit)(self.envoy) }
+    }
+
+    fn set_buffer_limit(&self, bytes: u64) {
+        // SAFETY: the stream is valid (type invariant).
+        unsafe { (self.api.set_buffer_limit)(self.envoy, bytes) }
+    }
+
+    fn resume(&self, direction: Direction) {
+        self.no_views();
+        let resume = match direction {
+            Direction::Request => self.api.continue_decoding,
+            Direction::Response => self.api.continue_encoding,
+        };
+        // SAFETY: the stream is valid (type invariant). It runs other hooks and may end the
+        // stream; nothing of ours is touched after it but `alive` flags in the engine's own memory.
+        unsafe { resume(self.envoy) }
+    }
+
+    fn send_reply(&self, reply: &LocalReply<'_>) {
+        self.no_views();
+        let headers = module_headers(reply.headers);
+        // SAFETY: as in `resume`. Envoy calls back for the headers during this call only.
+        unsafe {
+            (self.api.send_response)(
+                self.envoy,
+                u32::from(reply.status),
+                headers.as_ptr(),
+                headers.len(),
+                reply.body.into(),
+                reply.details.into(),
+            )
+        }
+    }
+
+    fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool) {
+        self.no_views();
+        let headers = module_headers(headers);
+        // SAFETY: as in `resume`; Envoy copies the headers.
+        unsafe {
+            (self.api.send_response_headers)(
+                self.envoy,
+                headers.as_ptr(),
+                headers.len(),
+                end_stream,
+            )
+        }
+    }
+
+    fn send_reply_data(&self, data: &[u8], end_stream: bool) {
+        self.no_views();
+        // SAFETY: as in `resume`; Envoy copies the bytes.
+        unsafe { (self.api.send_response_data)(self.envoy, data.into(), end_stream) }
+    }
+
+    fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]) {
+        self.no_views();
+        let trailers = module_headers(trailers);
+        // SAFETY: as in `resume`; Envoy copies the trailers.
+        unsafe { (self.api.send_response_trailers)(self.envoy, trailers.as_ptr(), trailers.len()) }
+    }
+
+    fn reset(&self, details: &str) {
+        self.no_views();
+        // SAFETY: as in `resume`; Envoy copies the details.
+        unsafe { (self.api.reset_stream)(self.envoy, RESET_LOCAL, details.into()) }
+    }
+
+    fn notifier(&self) -> Box<dyn Notify> {
+        // SAFETY: the stream is valid (type invariant), and this is its worker thread.
+        let scheduler = unsafe { (self.api.scheduler_new)(self.envoy) };
+        Box::new(StreamNotify { scheduler, api: self.api })
+    }
+
+    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        // SAFETY: the stream is valid (type invariant).
+        let config = unsafe { (self.api.get_most_specific_route_config)(self.envoy) };
+        // SAFETY: it is null or a pointer that `RouteConfig::into_raw` gave to Envoy. Envoy frees
+        // it with the route, which this stream holds while we look.
+        unsafe { RouteConfig::from_raw(config) }.map(|config| config.0.clone())
+    }
+
+    fn stream_id(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut id = EnvoyBuffer::EMPTY;
+        let mut connection = 0u64;
+        // SAFETY: the stream is valid (type invariant); the out-pointer is ours and live.
+        if unsafe {
+            (self.api.get_attribute_int)(self.envoy, ATTRIBUTE_CONNECTION_ID, &mut connection)
+        } {
+            write!(out, "[C{connection}]")?;
+        }
+        // SAFETY: as above.
+        if unsafe { (self.api.get_attribute_string)(self.envoy, ATTRIBUTE_REQUEST_ID, &mut id) } {
+            // SAFETY: the text lives as long as the stream's info; it is read at once.
+            let id = unsafe { id.as_slice() };
+            write!(out, "[{}]", String::from_utf8_lossy(id))?;
+        }
+        Ok(())
+    }
+}
+
+/// Wakes a stream.
+struct StreamNotify {
+    scheduler: Scheduler,
+    api: &'static Callbacks,
+}
+
+// SAFETY: Envoy's scheduler holds a weak reference to the stream; committing is made for any
+// thread, and deleting it touches nothing else.
+unsafe impl Send for StreamNotify {}
+// SAFETY: as above; a commit does not change the scheduler.
+unsafe impl Sync for StreamNotify {}
+
+impl Notify for StreamNotify {
+    fn notify(&self) {
+        // SAFETY: the scheduler lives until `drop`. When the stream is gone it does nothing.
+        unsafe { (self.api.scheduler_commit)(self.scheduler, 0) }
+    }
+}
+
+impl Drop for StreamNotify {
+    fn drop(&mut self) {
+        // SAFETY: made by `scheduler_new`, deleted once.
+        unsafe { (self.api.scheduler_delete)(self.scheduler) }
+    }
+}
+
+/// For a metric's labels.
+pub(crate) fn module_buffers(list: &[&str]) -> Vec<ModuleBuffer> {
+    list.iter().map(|text| (*text).into()).collect()
+}
