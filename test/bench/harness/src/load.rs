@@ -28,17 +28,8 @@ pub(crate) struct Exchange {
 pub(crate) struct Run {
     /// From the first byte sent to the last one received.
     pub(crate) elapsed: Duration,
-    /// One per request, sorted.
+    /// One per request.
     pub(crate) latencies: Vec<Duration>,
-}
-
-impl Run {
-    /// The latency that `share` (0 to 1) of the requests did not exceed.
-    pub(crate) fn quantile(&self, share: f64) -> Duration {
-        let last = self.latencies.len().saturating_sub(1);
-        let at = (last as f64 * share).round() as usize;
-        self.latencies.get(at).copied().unwrap_or_default()
-    }
 }
 
 /// A set of open connections.
@@ -122,9 +113,7 @@ impl<'a> Load<'a> {
                 }
             }
         }
-        let elapsed = start.elapsed();
-        latencies.sort_unstable();
-        Ok(Run { elapsed, latencies })
+        Ok(Run { elapsed: start.elapsed(), latencies })
     }
 }
 

@@ -1,9 +1,9 @@
 //! `make bench`: what a filter costs inside a real Envoy.
 //!
-//! Every measurement starts an Envoy of its own with one worker, pinned to one core; the load and
-//! the upstream have the other. What is compared is Envoy's CPU time per request, read from
-//! `/proc`, over a fixed number of requests: the hand-written C ABI modules in `../raw` say what
-//! the least is, the filters in `../attache` do the same work on the runtime, and Envoy's own
+//! Each filter gets an Envoy of its own with one worker, pinned to one core; the load and the
+//! upstream have the other. What is compared is Envoy's CPU time per request, read from `/proc`,
+//! over a fixed number of requests: the hand-written C ABI modules in `../raw` say what the least
+//! is, the filters in `../attache` do the same work on the runtime, and Envoy's own
 //! `header_mutation` and Lua filters say what people would use otherwise.
 //!
 //! It prints a table, and writes `report.json` (the rows) and `machine.json` (the machine, the
