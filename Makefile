@@ -5,9 +5,6 @@ FILTER ?= hello
 PORT ?= 10000
 ADMIN_PORT ?= 9901
 
-# Concurrency and the real-Envoy tests run optimised too: other timings find other bugs.
-RELEASE_TESTS := $(addprefix -p ,attache-core attache-e2e)
-
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench conformance doc fmt clean envoy tools
 
@@ -22,7 +19,7 @@ run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10
 test: tools envoy ## run every test; ends in a line of counts
 	@test/tally \
 		'cargo test --workspace --no-fail-fast' \
-		'cargo test --release $(RELEASE_TESTS) --no-fail-fast' \
+		'cargo test --release --workspace --tests --no-fail-fast' \
 		'env RUSTFLAGS=--cfg=loom cargo test --release -p attache-core --lib --target-dir target/loom'
 
 lint: tools ## check formatting, clippy and docs, warnings denied

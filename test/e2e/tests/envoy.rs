@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use attache_e2e::{
-    Call, Cluster, Config, Launch, OutBody, Progress, Protocol, RawConn, RawUpstream, Route,
-    Update, Upstream, Version, disabled, envoy_filter, header_map, on_every_host, response, within,
+    Call, Cluster, Config, Envoy, Launch, OutBody, Progress, Protocol, RawConn, RawUpstream, Route,
+    Update, Upstream, Version, disabled, envoy_filter, header_map, on_every_host, response, typed,
+    within,
 };
 use http::{Method, Response};
 use rustix::process::{Pid, Signal, kill_process};
@@ -72,10 +73,8 @@ async fn routes_lead_where_they_say() {
             json!({"mutations": {"response_mutations": [{"append": header}]}})
         };
         let mutation = "filters.http.header_mutation.v3.HeaderMutation";
-        let per_route = attache_e2e::typed(
-            "filters.http.header_mutation.v3.HeaderMutationPerRoute",
-            header("route"),
-        );
+        let per_route =
+            typed("filters.http.header_mutation.v3.HeaderMutationPerRoute", header("route"));
         let config = Config::new()
             .filter(envoy_filter("mutation", mutation, header("chain")))
             .upstream(one.address())
@@ -229,7 +228,7 @@ async fn upgraded_streams_carry_bytes_both_ways() {
 #[tokio::test]
 async fn raw_connections_reach_both_ends() {
     let upstream = RawUpstream::start().await;
-    let envoy = attache_e2e::Envoy::start(&Config::new().upstream(upstream.address())).await;
+    let envoy = Envoy::start(&Config::new().upstream(upstream.address())).await;
 
     let mut client = RawConn::connect(envoy.address()).await;
     client.write("POST /raw HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\n").await;
@@ -270,8 +269,6 @@ async fn slow_readers_hold_senders_up() {
             answer.finish().await.unwrap();
         });
         let reply = pending.await.unwrap();
-        let paused = "http.ingress.downstream_flow_control_paused_reading_total";
-        assert!(envoy.stat(paused).await.is_some());
         assert!(!sent.is_finished(), "nothing held the sender up");
         let whole = reply.collect().await.unwrap();
         assert_eq!(whole.body.len(), total);
@@ -337,11 +334,51 @@ async fn a_crash_fails_the_test() {
 #[tokio::test]
 async fn bodies_can_be_anything() {
     let upstream = Upstream::fixed(200, "").await;
-    let envoy = attache_e2e::Envoy::start(&Config::new().upstream(upstream.address())).await;
+    let envoy = Envoy::start(&Config::new().upstream(upstream.address())).await;
     let mut client = envoy.connect(Protocol::Http2).await;
     let body = OutBody::frames(vec![vec![1_u8; 3]; 5], header_map([("a", "b"); 0]));
     assert_eq!(client.fetch(Call::post("/").body(body)).await.status.as_u16(), 200);
     assert_eq!(upstream.seen(0).await.body, [1_u8; 15][..]);
     assert_eq!(upstream.count(), 1);
+    envoy.finish().await;
+}
+
+#[tokio::test]
+async fn examples_run_on_free_ports() {
+    const EXAMPLE: &str = r#"
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}
+static_resources:
+  listeners:
+    - address: {socket_address: {address: 127.0.0.1, port_value: 10000}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: ingress
+                route_config:
+                  virtual_hosts:
+                    - name: all
+                      domains: ["*"]
+                      routes: [{match: {prefix: /}, route: {cluster: upstream}}]
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+  clusters:
+    - name: upstream
+      load_assignment:
+        cluster_name: upstream
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 10001}}}
+"#;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), EXAMPLE).unwrap();
+    let upstream = Upstream::fixed(200, "from the upstream").await;
+    let config = Config::example(file.path()).upstream(upstream.address());
+    let envoy = Envoy::start(&config).await;
+    let mut client = envoy.connect(Protocol::Http1).await;
+    assert_eq!(client.fetch(Call::get("/")).await.text(), "from the upstream");
     envoy.finish().await;
 }
