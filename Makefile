@@ -28,8 +28,9 @@ lint: tools ## check formatting, clippy and docs, warnings denied
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-bench: tools envoy ## measure what a filter costs; writes target/bench/report.json
-	cargo run --release -p attache-bench
+bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a trial
+	cargo build --release -p attache-bench -p attache-bench-raw -p attache-bench-filters
+	cargo run --release -p attache-bench -- $(BENCH_FLAGS)
 
 conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host
 	cargo test --release -p attache-conformance -- --nocapture

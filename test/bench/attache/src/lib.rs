@@ -33,7 +33,7 @@ impl Filter for Pass {
     type Config = ();
     type RouteConfig = ();
 
-    fn new((): (), _setup: &mut Setup<'_>) -> Result<Self, ConfigError> {
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(Pass)
     }
 
@@ -48,7 +48,7 @@ impl Filter for SetHeaders {
     type Config = ();
     type RouteConfig = ();
 
-    fn new((): (), _setup: &mut Setup<'_>) -> Result<Self, ConfigError> {
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(SetHeaders)
     }
 
@@ -68,7 +68,7 @@ impl Filter for Hop {
     type Config = ();
     type RouteConfig = ();
 
-    fn new((): (), _setup: &mut Setup<'_>) -> Result<Self, ConfigError> {
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(Hop)
     }
 
@@ -84,7 +84,7 @@ impl Filter for MapBodies {
     type Config = ();
     type RouteConfig = ();
 
-    fn new((): (), _setup: &mut Setup<'_>) -> Result<Self, ConfigError> {
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(MapBodies)
     }
 
@@ -116,7 +116,7 @@ impl Filter for Suspend {
     type Config = ();
     type RouteConfig = ();
 
-    fn new((): (), _setup: &mut Setup<'_>) -> Result<Self, ConfigError> {
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(Suspend)
     }
 
@@ -134,7 +134,7 @@ impl Filter for Probe {
     type Config = ();
     type RouteConfig = ();
 
-    fn new((): (), _setup: &mut Setup<'_>) -> Result<Self, ConfigError> {
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
         count::start();
         Ok(Probe)
     }

@@ -147,6 +147,7 @@ fn bench(options: &Options) -> Result<()> {
     // A core that the hypervisor lends to others while Envoy is on it counts as Envoy's time.
     machine["stolen_%"] = json!(machine::Stolen::now()?.percent_since(stolen_before));
     let report = Report::new(machine, &all, suspended, chunks, !quick);
+    report.check()?;
     let (rows, rest) = (report.rows_json(), report.rest_json());
     fs::write(launcher.directory.join("report.json"), serde_json::to_vec_pretty(&rows)?)?;
     fs::write(launcher.directory.join("machine.json"), serde_json::to_vec_pretty(&rest)?)?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::envoy::{Envoy, Launcher};
 use crate::load::{self, Exchange, Load};
-use crate::upstream::Upstream;
+use crate::upstream::{ANSWER, Upstream};
 use crate::variant::{self, Listener, Scenario, Variant};
 
 /// Connections of the load generator.
@@ -145,7 +145,7 @@ impl<'a> Contender<'a> {
         let listener = Listener {
             name: "bench",
             filters: variant.filters(),
-            to_upstream: scenario != Scenario::Direct,
+            answer: (scenario == Scenario::Direct).then_some(ANSWER),
         };
         let config = variant::config(vec![listener], upstream.address());
         let envoy = launcher.start(&format!("{}.{}", scenario.name(), variant.name()), &config)?;

@@ -7,7 +7,6 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use h2::client::{self, ResponseFuture};
 use http::Request;
 use serde_json::json;
@@ -61,17 +60,22 @@ struct Counts {
     suspended: i64,
 }
 
-fn start(launcher: &Launcher, upstream: &Upstream, filter: &str) -> Result<Envoy> {
+fn start(
+    launcher: &Launcher,
+    upstream: &Upstream,
+    filter: &str,
+    answer: Option<&'static str>,
+) -> Result<Envoy> {
     let listeners = vec![
         Listener {
             name: "bench",
             filters: vec![variant::module(ATTACHE_LIBRARY, filter, json!({}))],
-            to_upstream: true,
+            answer,
         },
         Listener {
             name: "probe",
             filters: vec![variant::module(ATTACHE_LIBRARY, "attache_probe", json!({}))],
-            to_upstream: false,
+            answer: Some(""),
         },
     ];
     launcher.start(&format!("memory.{filter}"), &variant::config(listeners, upstream.address()))
@@ -90,7 +94,7 @@ fn probe(to: SocketAddr, path: &str) -> Result<Counts> {
 
 /// Counts what the untouched body of an exchange costs the filter library's allocator.
 pub(crate) fn chunks(launcher: &Launcher, upstream: &Upstream, exchanges: usize) -> Result<Chunks> {
-    let envoy = start(launcher, upstream, "attache_body_untouched")?;
+    let envoy = start(launcher, upstream, "attache_body_untouched", None)?;
     let (bench, counts) = (envoy.listener("bench")?, envoy.listener("probe")?);
     let count = |body: usize| -> Result<f64> {
         let request = variant::post(body).request;
@@ -118,7 +122,7 @@ pub(crate) fn suspended(
     upstream: &Upstream,
     exchanges: usize,
 ) -> Result<Suspended> {
-    let envoy = start(launcher, upstream, "attache_suspend")?;
+    let envoy = start(launcher, upstream, "attache_suspend", Some(""))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(suspend(&envoy, exchanges))
 }
@@ -177,11 +181,6 @@ async fn finish(counts: SocketAddr, waiting: Vec<ResponseFuture>) -> Result<()> 
         let response = timeout(LIMIT, response).await??;
         if response.status() != 200 {
             return Err(format!("a suspended exchange ended with {}", response.status()).into());
-        }
-        let mut body = response.into_body();
-        while let Some(data) = timeout(LIMIT, body.data()).await? {
-            let data: Bytes = data?;
-            body.flow_control().release_capacity(data.len())?;
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use crate::Result;
 use crate::measure::{Sample, Series, median};
 use crate::memory::{Chunks, Suspended};
 use crate::variant::{Scenario, Variant};
@@ -110,6 +111,17 @@ impl Report {
             report.judge(all);
         }
         report
+    }
+
+    /// Refuses numbers that cannot be: a harness that has stopped measuring must not go unnoticed.
+    pub(crate) fn check(&self) -> Result<()> {
+        for row in &self.rows {
+            let numbers = [row.cpu_us, row.rps, row.p50_us, row.p99_us, row.rss_mb];
+            if !numbers.iter().all(|&number| number.is_finite() && number > 0.0) {
+                return Err(format!("nothing was measured: {row:?}").into());
+            }
+        }
+        Ok(())
     }
 
     fn added(&self, variant: Variant) -> Option<Difference> {

@@ -268,8 +268,8 @@ pub(crate) struct Listener {
     pub(crate) name: &'static str,
     /// What goes before the router.
     pub(crate) filters: Vec<Value>,
-    /// Whether requests go to the upstream; Envoy answers them by itself otherwise.
-    pub(crate) to_upstream: bool,
+    /// What Envoy answers by itself; without it, requests go to the upstream.
+    pub(crate) answer: Option<&'static str>,
 }
 
 /// The config of an Envoy with these listeners, each on a free port.
@@ -318,10 +318,12 @@ fn connection_manager(listener: Listener) -> Value {
         },
     }));
     let mut route = json!({"match": {"prefix": "/"}});
-    if listener.to_upstream {
-        route["route"] = json!({"cluster": "upstream"});
-    } else {
-        route["direct_response"] = json!({"status": 200, "body": {"inline_string": ANSWER}});
+    match listener.answer {
+        None => route["route"] = json!({"cluster": "upstream"}),
+        Some("") => route["direct_response"] = json!({"status": 200}),
+        Some(body) => {
+            route["direct_response"] = json!({"status": 200, "body": {"inline_string": body}});
+        }
     }
     json!({
         "name": "http",
