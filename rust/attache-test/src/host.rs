@@ -1,0 +1,190 @@
+//! [`TestHost`]: a loaded filter, a clock, and exchanges on demand.
+
+use std::any::Any;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attache_core::registry::{Loaded, Registry};
+use attache_core::{Filter, MetricKind};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::exchange::{OneShot, TestExchange};
+use crate::message::TestRequest;
+use crate::metrics::Metrics;
+use crate::model::Options;
+
+/// The name that a filter gets from [`TestHost::new`].
+const NAME: &str = "test";
+
+/// A filter with its config, ready for exchanges, on one thread and with a clock of its own.
+///
+/// Time stands still until a test [advances](TestHost::advance) it, or until a whole exchange is
+/// [run](OneShot::run): then it jumps to wherever the filter waits for.
+///
+/// Tasks that the filter spawns run on the test's own thread, between the steps of the exchange.
+/// `spawn_blocking` has one thread, so closures of two of them must not wait for each other.
+#[derive(Clone)]
+pub struct TestHost(pub(crate) Rc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) loaded: Loaded,
+    registry: Registry,
+    name: String,
+    metrics: Metrics,
+    pub(crate) options: Options,
+    pub(crate) runtime: Rc<Runtime>,
+}
+
+impl fmt::Debug for TestHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TestHost({})", self.0.name)
+    }
+}
+
+impl TestHost {
+    /// A filter with a config, as JSON. An empty text is no config.
+    ///
+    /// # Panics
+    /// When the config is refused, with the reason that Envoy would log.
+    pub fn new<F: Filter>(config: &str) -> Self {
+        TestHost::try_new::<F>(config).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`new`](TestHost::new), for tests of configs that are refused.
+    ///
+    /// # Errors
+    /// What Envoy would log.
+    pub fn try_new<F: Filter>(config: &str) -> Result<Self, String> {
+        TestHost::load(Registry::new().with::<F>(NAME), NAME, config)
+    }
+
+    /// A filter of a module's registry, by its name.
+    ///
+    /// # Panics
+    /// As [`new`](TestHost::new); also if there is no filter of that name.
+    pub fn from_registry(registry: Registry, name: &str, config: &str) -> Self {
+        TestHost::load(registry, name, config).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`from_registry`](TestHost::from_registry).
+    ///
+    /// # Errors
+    /// What Envoy would log.
+    pub fn load(registry: Registry, name: &str, config: &str) -> Result<Self, String> {
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            // In order: whatever was spawned before has run when a later one has.
+            .max_blocking_threads(1)
+            .build()
+            .map_err(|error| format!("no runtime for the test: {error}"))?;
+        let metrics = Metrics::default();
+        let entered = runtime.enter();
+        let loaded = registry.load(name, config.as_bytes(), Box::new(metrics.clone()))?;
+        drop(entered);
+        Ok(TestHost(Rc::new(Shared {
+            loaded,
+            registry,
+            name: name.to_owned(),
+            metrics,
+            options: Options::default(),
+            runtime: Rc::new(runtime),
+        })))
+    }
+
+    fn with_options(&self, change: impl FnOnce(&mut Options)) -> Self {
+        let shared = &self.0;
+        let mut options = shared.options.clone();
+        change(&mut options);
+        TestHost(Rc::new(Shared {
+            loaded: shared.loaded.clone(),
+            registry: shared.registry.clone(),
+            name: shared.name.clone(),
+            metrics: shared.metrics.clone(),
+            options,
+            runtime: shared.runtime.clone(),
+        }))
+    }
+
+    /// The same filter, on a route with this per-route config.
+    ///
+    /// # Panics
+    /// When the config is refused.
+    pub fn on_route(&self, config: &str) -> Self {
+        self.try_on_route(config).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`on_route`](TestHost::on_route).
+    ///
+    /// # Errors
+    /// What Envoy would log.
+    pub fn try_on_route(&self, config: &str) -> Result<Self, String> {
+        let route: Arc<dyn Any + Send + Sync> =
+            self.0.registry.load_route(&self.0.name, config.as_bytes())?;
+        Ok(self.with_options(|options| options.route_config = Some(route)))
+    }
+
+    /// The same filter, where Envoy buffers at most `bytes` before it pauses a sender.
+    pub fn with_buffer_limit(&self, bytes: u64) -> Self {
+        self.with_options(|options| options.buffer_limit = bytes)
+    }
+
+    /// The same filter in another chain; see [`Options`].
+    pub fn in_chain(&self, chain: Options) -> Self {
+        self.with_options(|options| {
+            let route_config = chain.route_config.clone().or(options.route_config.take());
+            *options = Options { route_config, ..chain };
+        })
+    }
+
+    /// A whole request, to be [run](OneShot::run) to its end.
+    pub fn request(&self, request: TestRequest) -> OneShot {
+        OneShot::new(self.clone(), request)
+    }
+
+    /// Starts an exchange, to be led step by step: sends what the request has so far.
+    pub fn open(&self, request: TestRequest) -> TestExchange {
+        TestExchange::open(self.clone(), request)
+    }
+
+    /// Lets time pass. Exchanges notice at their next step; see [`TestExchange::advance`].
+    pub fn advance(&self, time: Duration) {
+        self.0.runtime.block_on(tokio::time::advance(time));
+    }
+
+    /// The value of a counter. Those of the runtime itself are `attache.<filter>.errors`, `.panics`
+    /// and `.slow_polls`; the filter of [`new`](TestHost::new) is called `test`.
+    ///
+    /// # Panics
+    /// When the filter has not defined it, here and below.
+    pub fn counter(&self, name: &str) -> u64 {
+        self.counter_with(name, &[])
+    }
+
+    /// The value of a counter with labels.
+    pub fn counter_with(&self, name: &str, labels: &[&str]) -> u64 {
+        self.0.metrics.values(MetricKind::Counter, name, labels).pop().unwrap_or(0)
+    }
+
+    /// The value of a gauge.
+    pub fn gauge(&self, name: &str) -> u64 {
+        self.gauge_with(name, &[])
+    }
+
+    /// The value of a gauge with labels.
+    pub fn gauge_with(&self, name: &str, labels: &[&str]) -> u64 {
+        self.0.metrics.values(MetricKind::Gauge, name, labels).pop().unwrap_or(0)
+    }
+
+    /// The values that a histogram has got, in order.
+    pub fn histogram(&self, name: &str) -> Vec<u64> {
+        self.histogram_with(name, &[])
+    }
+
+    /// The values that a histogram has got for these labels, in order.
+    pub fn histogram_with(&self, name: &str, labels: &[&str]) -> Vec<u64> {
+        self.0.metrics.values(MetricKind::Histogram, name, labels)
+    }
+}

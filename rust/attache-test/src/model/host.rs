@@ -1,0 +1,379 @@
+//! The host half of the model: what the exchange calls, with the manners of Envoy's C ABI.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use attache_core::host::{Area, Capabilities, Direction, Host, LocalReply, Map, Notify};
+use bytes::Bytes;
+
+use super::Fields;
+use super::buffer::Buffer;
+use super::stream::{Part, ReplyState, Stream};
+
+/// The filter's side of a [`Model`](super::Model).
+pub struct ModelHost {
+    stream: Rc<Stream>,
+    dropped: Rc<Cell<bool>>,
+}
+
+impl std::fmt::Debug for ModelHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ModelHost")
+    }
+}
+
+impl Drop for ModelHost {
+    fn drop(&mut self) {
+        self.dropped.set(true);
+    }
+}
+
+struct Post(mpsc::Sender<()>, Arc<tokio::sync::Notify>);
+
+impl Notify for Post {
+    fn notify(&self) {
+        // The stream may be gone; Envoy ignores that too.
+        let _ = self.0.send(());
+        self.1.notify_one();
+    }
+}
+
+/// Counts a callback that looks at a map or a buffer, for as long as it runs.
+struct Look<'a>(&'a Cell<u32>);
+
+impl<'a> Look<'a> {
+    fn start(looking: &'a Cell<u32>) -> Self {
+        looking.set(looking.get() + 1);
+        Look(looking)
+    }
+}
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+fn fields(list: &[(&[u8], &[u8])]) -> Fields {
+    list.iter()
+        .map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), Bytes::copy_from_slice(v)))
+        .collect()
+}
+
+impl ModelHost {
+    pub(crate) fn new(stream: &Rc<Stream>) -> Self {
+        let dropped = stream.host_dropped.clone();
+        dropped.set(false);
+        ModelHost { stream: stream.clone(), dropped }
+    }
+
+    /// A call that only looks.
+    fn reads(&self, call: &str) {
+        if self.stream.destroyed.get() {
+            self.stream.violation(format!("{call} after destroy"));
+        }
+    }
+
+    /// A call that changes something.
+    fn writes(&self, call: &str) {
+        self.reads(call);
+        if self.stream.completed.get() {
+            self.stream.violation(format!("{call} after the stream has completed"));
+        }
+        if self.stream.looking.get() > 0 {
+            self.stream.violation(format!("{call} from within a callback that looks at a view"));
+        }
+    }
+
+    fn write_map<R>(&self, call: &str, map: Map, f: impl FnOnce(&mut Fields) -> R) -> Option<R> {
+        self.writes(call);
+        let stream = &self.stream;
+        let (direction, headers) = match map {
+            Map::RequestHeaders => (Direction::Request, true),
+            Map::RequestTrailers => (Direction::Request, false),
+            Map::ResponseHeaders => (Direction::Response, true),
+            Map::ResponseTrailers => (Direction::Response, false),
+        };
+        let leg = stream.our_leg(direction);
+        if headers && leg.headers_continued.get() {
+            stream.violation(format!("{call}: the {direction:?} headers have gone"));
+        }
+        stream.map(map).borrow_mut().as_mut().map(f)
+    }
+
+    fn area(&self, direction: Direction, area: Area) -> Option<Rc<Buffer>> {
+        let way = self.stream.way(direction);
+        let place: &RefCell<Option<Rc<Buffer>>> = match area {
+            Area::Frame => &way.frame,
+            Area::Buffer => &way.buffer,
+        };
+        place.borrow().clone()
+    }
+
+    fn may_reply(&self, call: &str) {
+        self.writes(call);
+        let stream = &self.stream;
+        if stream.in_local_reply.get() {
+            stream.violation(format!("{call} from within the local-reply hook"));
+        }
+        if stream.reply.get() != ReplyState::None {
+            stream.violation(format!("{call}, but the filter has already replied"));
+        }
+        if stream.response_encoded.get() {
+            stream.violation(format!("{call}, but response headers have gone to the client"));
+        }
+    }
+
+    fn may_go_on_replying(&self, call: &str) {
+        self.writes(call);
+        match self.stream.reply.get() {
+            ReplyState::Started => (),
+            ReplyState::None => self.stream.violation(format!("{call} before the reply's headers")),
+            ReplyState::Ended => self.stream.violation(format!("{call} after the reply's end")),
+        }
+    }
+}
+
+impl Host for ModelHost {
+    fn capabilities(&self) -> Capabilities {
+        self.reads("capabilities");
+        Capabilities::COMMON
+    }
+
+    fn header(&self, map: Map, name: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize {
+        self.reads("header");
+        let all: Vec<Bytes> = match &*self.stream.map(map).borrow() {
+            Some(fields) => {
+                fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect()
+            }
+            None => return 0,
+        };
+        if let Some(value) = all.get(index) {
+            let _look = Look::start(&self.stream.looking);
+            f(value);
+        }
+        all.len()
+    }
+
+    fn headers(&self, map: Map, f: &mut dyn FnMut(&[u8], &[u8])) -> bool {
+        self.reads("headers");
+        let Some(fields) = self.stream.map(map).borrow().clone() else { return false };
+        let _look = Look::start(&self.stream.looking);
+        for (name, value) in &fields {
+            f(name.as_bytes(), value);
+        }
+        true
+    }
+
+    fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
+        let value = Bytes::copy_from_slice(value);
+        self.write_map("set_header", map, |fields| {
+            if value.is_empty() {
+                return fields.retain(|(n, _)| n != name);
+            }
+            let mut first = true;
+            fields.retain_mut(|(n, v)| {
+                if n != name {
+                    return true;
+                }
+                *v = value.clone();
+                std::mem::take(&mut first)
+            });
+            if first {
+                fields.push((name.to_owned(), value));
+            }
+        })
+        .is_some()
+    }
+
+    fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
+        let value = Bytes::copy_from_slice(value);
+        self.write_map("append_header", map, |fields| {
+            let adds = !value.is_empty();
+            if adds {
+                fields.push((name.to_owned(), value));
+            }
+            adds
+        })
+        .unwrap_or(false)
+    }
+
+    fn remove_header(&self, map: Map, name: &str) -> bool {
+        self.write_map("remove_header", map, |fields| fields.retain(|(n, _)| n != name)).is_some()
+    }
+
+    fn body_len(&self, direction: Direction, area: Area) -> usize {
+        self.reads("body_len");
+        self.area(direction, area).map_or(0, |b| b.len())
+    }
+
+    fn frame_is_buffer(&self, direction: Direction) -> bool {
+        self.reads("frame_is_buffer");
+        match (self.area(direction, Area::Frame), self.area(direction, Area::Buffer)) {
+            (Some(frame), Some(buffer)) => Rc::ptr_eq(&frame, &buffer),
+            _ => false,
+        }
+    }
+
+    fn body(&self, direction: Direction, area: Area, f: &mut dyn FnMut(&[u8])) {
+        self.reads("body");
+        let slices = self.area(direction, area).map(|b| b.slices()).unwrap_or_default();
+        let _look = Look::start(&self.stream.looking);
+        for slice in slices {
+            f(&slice);
+        }
+    }
+
+    fn drain(&self, direction: Direction, area: Area, bytes: usize) {
+        self.writes("drain");
+        let stream = &self.stream;
+        let Some(buffer) = self.area(direction, area) else {
+            return stream
+                .violation(format!("drain of a {direction:?} {area:?} that is not there"));
+        };
+        if bytes > buffer.len() {
+            stream.violation(format!(
+                "drain of {bytes} bytes, but the {direction:?} {area:?} has {}",
+                buffer.len()
+            ));
+        }
+        let in_frame = area == Area::Frame || self.frame_is_buffer(direction);
+        let holders = buffer.drain(bytes);
+        if !in_frame && holders.iter().any(|holder| *holder != Some(stream.ours)) {
+            stream.violation(format!("drain of {direction:?} bytes that another filter holds"));
+        }
+        stream.check_watermark(direction);
+    }
+
+    fn append(&self, direction: Direction, area: Area, data: &[u8]) {
+        self.writes("append");
+        let stream = &self.stream;
+        let way = stream.way(direction);
+        let leg = stream.our_leg(direction);
+        let data = Bytes::copy_from_slice(data);
+        let (in_frame, in_buffer) = way.appended.get();
+        if area == Area::Frame {
+            let Some(frame) = self.area(direction, Area::Frame) else {
+                return stream
+                    .violation(format!("append to a {direction:?} frame outside its hook"));
+            };
+            way.appended.set((true, in_buffer));
+            frame.add(data, Some(stream.ours));
+            return stream.check_watermark(direction);
+        }
+        let hook = way.hook.get();
+        if hook.is_none() && !leg.stopped.get() {
+            stream.violation(format!(
+                "append to the {direction:?} buffer while nothing is stopped: it would sit unsent"
+            ));
+        }
+        if let Some(buffer) = self.area(direction, Area::Buffer) {
+            way.appended.set((in_frame, true));
+            buffer.add(data, Some(stream.ours));
+            return stream.check_watermark(direction);
+        }
+        // There is no buffer yet: Envoy lets data be added in some places only.
+        let own = [Part::Headers, Part::Data].iter().any(|p| stream.hook_running(direction, *p));
+        let trailers = stream.hook_running(direction, Part::Trailers);
+        let added = Rc::new(Buffer::of(data));
+        if !stream.hooks_running() || own || (trailers && leg.stopped.get()) {
+            way.appended.set((in_frame, true));
+            stream.add_streaming(direction);
+            stream.into_buffer(direction, stream.ours, &added);
+        } else if trailers {
+            stream.pass_on(direction, &added);
+        } else {
+            stream.violation(format!(
+                "append to a {direction:?} buffer that does not exist yet, from a hook of the other \
+                 direction: Envoy answers with 502"
+            ));
+        }
+    }
+
+    fn buffer_limit(&self) -> u64 {
+        self.reads("buffer_limit");
+        self.stream.buffer_limit.get()
+    }
+
+    fn set_buffer_limit(&self, bytes: u64) {
+        self.writes("set_buffer_limit");
+        self.stream.set_buffer_limit(bytes);
+    }
+
+    fn resume(&self, direction: Direction) {
+        self.writes("resume");
+        let stream = &self.stream;
+        let way = stream.way(direction);
+        if way.hook.get().is_some() {
+            stream.violation(format!("resume of the {direction:?} inside its own hook"));
+        }
+        if way.headers.borrow().is_none() {
+            stream.violation(format!("resume of the {direction:?} before its headers"));
+        }
+        if direction == Direction::Request && stream.reply.get() != ReplyState::None {
+            stream.violation("resume of the Request after the filter has begun a reply");
+        }
+        if way.in_continue.get() || !stream.our_leg(direction).stopped.get() {
+            stream.violation(format!("resume of the {direction:?}, which is not stopped"));
+        }
+        stream.continue_from(direction, stream.ours);
+        way.in_continue.set(true);
+    }
+
+    fn send_reply(&self, reply: &LocalReply<'_>) {
+        self.may_reply("send_reply");
+        self.stream.our_reply(reply);
+    }
+
+    fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool) {
+        self.may_reply("send_reply_headers");
+        let stream = &self.stream;
+        if !end_stream && stream.our_leg(Direction::Request).headers_continued.get() {
+            stream.violation(
+                "a streamed reply, but the request has gone on: a response would meet it",
+            );
+        }
+        if stream.way(Direction::Response).headers.borrow().is_some() {
+            stream.violation("a streamed reply over a response that has arrived");
+        }
+        stream.our_reply_headers(fields(headers), end_stream);
+    }
+
+    fn send_reply_data(&self, data: &[u8], end_stream: bool) {
+        self.may_go_on_replying("send_reply_data");
+        self.stream.our_reply_data(Bytes::copy_from_slice(data), end_stream);
+    }
+
+    fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]) {
+        self.may_go_on_replying("send_reply_trailers");
+        self.stream.our_reply_trailers(fields(trailers));
+    }
+
+    fn reset(&self, _details: &str) {
+        self.writes("reset");
+        self.stream.reset_stream();
+    }
+
+    fn notifier(&self) -> Box<dyn Notify> {
+        self.reads("notifier");
+        let count = &self.stream.notifiers;
+        count.set(count.get() + 1);
+        if count.get() > 1 {
+            self.stream.violation("a second notifier for one stream");
+        }
+        Box::new(Post(self.stream.posts.0.clone(), self.stream.woken.clone()))
+    }
+
+    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.reads("route_config");
+        self.stream.options.route_config.clone()
+    }
+
+    fn stream_id(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        self.reads("stream_id");
+        out.write_str("[test]")
+    }
+}
