@@ -21,11 +21,11 @@ use crate::filter::{Completion, Outcome};
 use crate::flow::{Flow, Hook, Input, Mode, Move, Seen};
 use crate::headers::{HeaderError, Headers};
 use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
-use crate::message::{CONTENT_LENGTH, Message, Next, TrailersHook, pairs};
+use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
 use crate::registry::{ErasedFilter, HandleFuture, Loaded};
 use crate::runtime::{enter, guarded};
 use crate::wake::WakeState;
-use crate::{Request, Response, current};
+use crate::{Response, current};
 
 /// The most bytes that are taken out of Envoy ahead of the filter to make room for output, when
 /// Envoy's own limit is unlimited.
@@ -66,12 +66,12 @@ struct State {
     next: NextState,
     response_waiter: Waiter,
     /// Decided, not yet carried out.
-    effect: Option<Effect>,
+    effect: Option<Box<Effect>>,
     /// A streamed reply of the filter's own.
-    reply: Option<ReplyStream>,
+    reply: Option<Box<ReplyStream>>,
     /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
     replied: bool,
-    invalid: Option<HeaderError>,
+    invalid: Option<Box<HeaderError>>,
     outcome: Option<Outcome>,
     completed: bool,
 }
@@ -82,7 +82,7 @@ struct Side {
     pump: Option<FrameStream>,
     on_trailers: Option<TrailersHook>,
     /// Trailers that the pump made.
-    out_trailers: Option<HeaderMap>,
+    out_trailers: Option<Box<HeaderMap>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,13 +93,13 @@ enum NextState {
 
 enum Effect {
     Reply { status: StatusCode, headers: HeaderMap, body: Bytes, details: String },
-    StartReply { status: StatusCode, headers: HeaderMap, reply: ReplyStream },
+    StartReply { status: StatusCode, headers: HeaderMap, reply: Box<ReplyStream> },
     Reset { details: String },
 }
 
 struct ReplyStream {
     body: FrameStream,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     /// Ready to be sent.
     frame: Option<Bytes>,
     ended: bool,
@@ -218,7 +218,7 @@ impl Exchange {
     /// The stream goes. From now on the host is not called.
     pub fn destroy(&self) {
         self.0.alive.set(false);
-        self.0.wake.kill();
+        self.0.wake.kill(self.0.is_shared());
         self.0.complete();
     }
 }
@@ -234,12 +234,12 @@ impl Inner {
     }
 
     pub(crate) fn poison(&self, error: HeaderError) {
-        self.state.borrow_mut().invalid.get_or_insert(error);
+        self.state.borrow_mut().invalid.get_or_insert_with(|| Box::new(error));
     }
 
     fn take_invalid(&self) -> Result<()> {
         match self.state.borrow_mut().invalid.take() {
-            Some(error) => Err(invalid(error)),
+            Some(error) => Err(invalid(*error)),
             None => Ok(()),
         }
     }
@@ -260,9 +260,7 @@ impl Inner {
                 state.started = true;
                 self.due.set(true);
                 enter();
-                let request = Request::live(self.clone());
-                let next = Next::new(self.clone());
-                *self.task.borrow_mut() = Some(self.filter.start(self.clone(), request, next));
+                *self.task.borrow_mut() = Some(self.filter.start(self.clone()));
             }
         });
         let step = self.state.borrow_mut().flow(direction).on_headers();
@@ -399,7 +397,7 @@ impl Inner {
     fn begin(&self) {
         let depth = self.depth.get();
         self.depth.set(depth + 1);
-        let woken = if depth == 0 { self.wake.enter() } else { self.wake.take() };
+        let woken = if depth == 0 { self.wake.enter(self.is_shared()) } else { self.wake.take() };
         if woken {
             self.due.set(true);
         }
@@ -409,11 +407,17 @@ impl Inner {
         let depth = self.depth.get() - 1;
         self.depth.set(depth);
         if depth == 0 {
-            let shared = Arc::strong_count(&self.wake) > OWN_WAKERS;
-            // Whoever has dropped its waker has woken before: see that wake.
-            fence(Ordering::Acquire);
+            let shared = self.is_shared();
             self.wake.leave(shared && self.alive.get(), || self.host.notifier());
         }
+    }
+
+    /// Whether anybody but the exchange holds a waker of it.
+    fn is_shared(&self) -> bool {
+        let shared = Arc::strong_count(&self.wake) > OWN_WAKERS;
+        // Whoever has dropped its waker has woken before: see that wake.
+        fence(Ordering::Acquire);
+        shared
     }
 
     fn poll_and_settle(self: &Rc<Self>) {
@@ -526,7 +530,7 @@ impl Inner {
                     side.pump = Some(pump);
                     match frame.into_data() {
                         Ok(data) => side.flow.out.push(data),
-                        Err(frame) => side.out_trailers = frame.into_trailers().ok(),
+                        Err(frame) => side.out_trailers = frame.into_trailers().ok().map(Box::new),
                     }
                     let limit = self.filter.meta().options.gather_limit_bytes;
                     if side.flow.ended && side.flow.out.len() > limit {
@@ -590,7 +594,7 @@ impl Inner {
                         reply.frame = Some(data);
                         break Ok(());
                     }
-                    Err(frame) => reply.trailers = frame.into_trailers().ok(),
+                    Err(frame) => reply.trailers = frame.into_trailers().ok().map(Box::new),
                 },
             }
         };
@@ -622,7 +626,7 @@ impl Inner {
 
     /// Sets a direction going with the body that the message now has.
     fn release(self: &Rc<Self>, direction: Direction, message: Message, bodyless: bool) {
-        let Message { body, on_trailers, headers, exchange: _ } = message;
+        let Message { body, on_trailers, headers } = message;
         drop(headers);
         let disposition = body.disposition(self, direction);
         let mut state = self.state.borrow_mut();
@@ -729,16 +733,17 @@ impl Inner {
                 return self.replace(status, headers, Some(body), trailers);
             }
             Disposition::Full(body) => {
-                let reply = ReplyStream::new(Body::from(body).into_frames(), trailers);
+                let reply = Box::new(ReplyStream::new(Body::from(body).into_frames(), trailers));
                 Effect::StartReply { status, headers, reply }
             }
             Disposition::Stream(body) => {
-                Effect::StartReply { status, headers, reply: ReplyStream::new(body, trailers) }
+                let reply = Box::new(ReplyStream::new(body, trailers));
+                Effect::StartReply { status, headers, reply }
             }
         };
         let mut state = self.state.borrow_mut();
         state.outcome = Some(Outcome::Replied);
-        state.effect = Some(effect);
+        state.effect = Some(Box::new(effect));
         Ok(())
     }
 
@@ -748,7 +753,7 @@ impl Inner {
         status: StatusCode,
         headers: HeaderMap,
         body: Option<FrameStream>,
-        trailers: Option<HeaderMap>,
+        trailers: Option<Box<HeaderMap>>,
     ) -> Result<()> {
         if trailers.is_some_and(|t| !t.is_empty()) {
             return Err(no_new_trailers());
@@ -828,7 +833,7 @@ impl Inner {
         if meta.options.fail_open && state.let_pass() {
             return;
         }
-        state.effect = Some(if state.response.flow.released || state.replied {
+        let effect = if state.response.flow.released || state.replied {
             Effect::Reset { details }
         } else {
             let status = error.status_code();
@@ -839,7 +844,8 @@ impl Inner {
             };
             let body = status.canonical_reason().unwrap_or_default();
             Effect::Reply { status, headers: HeaderMap::new(), body: body.into(), details }
-        });
+        };
+        state.effect = Some(Box::new(effect));
     }
 
     // ---- effects ----------------------------------------------------------------------------
@@ -851,7 +857,7 @@ impl Inner {
             }
             let effect = self.state.borrow_mut().effect.take();
             if let Some(effect) = effect {
-                self.apply(effect);
+                self.apply(*effect);
             }
             self.send_reply_frames();
             for direction in BOTH {
@@ -942,12 +948,17 @@ impl Inner {
 
     /// Does what can be done for a direction that no hook is running for.
     fn advance(self: &Rc<Self>, direction: Direction) {
+        {
+            let mut state = self.state.borrow_mut();
+            let flow = state.flow(direction);
+            // Only what a hook has stopped can be moved between hooks.
+            if flow.hook.is_some() || !flow.stopped {
+                return;
+            }
+        }
         let limit = self.limit();
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
-        if side.flow.hook.is_some() || !side.flow.started {
-            return;
-        }
         let ended_with_trailers = side.flow.trailers;
         let step = side.flow.between_hooks(limit);
         let last = side.flow.finished;
@@ -1010,7 +1021,7 @@ impl Inner {
         let mut trailers = Headers::live(self.clone(), direction.trailers());
         if let Some(made) = made {
             clear(&mut trailers);
-            for (name, value) in &made {
+            for (name, value) in &*made {
                 trailers.append(name.as_str(), value);
             }
         }
@@ -1248,7 +1259,7 @@ impl Inner {
     fn finish(self: &Rc<Self>) {
         enter();
         self.drop_futures();
-        self.wake.kill();
+        self.wake.kill(self.is_shared());
         let mut state = self.state.borrow_mut();
         if !state.started {
             return;
@@ -1290,7 +1301,7 @@ impl State {
 }
 
 impl ReplyStream {
-    fn new(body: FrameStream, trailers: Option<HeaderMap>) -> Self {
+    fn new(body: FrameStream, trailers: Option<Box<HeaderMap>>) -> Self {
         ReplyStream { body, trailers, frame: None, ended: false, paused: false }
     }
 }

@@ -30,11 +30,14 @@ enum Repr {
         exchange: Rc<Inner>,
         map: Map,
     },
-    /// `invalid` is the first header that was refused; the engine then refuses the message.
-    Owned {
-        map: HeaderMap,
-        invalid: Option<HeaderError>,
-    },
+    /// Boxed, to keep the live ones, of which there are many, small.
+    Owned(Box<Owned>),
+}
+
+struct Owned {
+    map: HeaderMap,
+    /// The first header that was refused; the engine then refuses the message.
+    invalid: Option<HeaderError>,
 }
 
 /// Why a header was refused.
@@ -75,22 +78,29 @@ impl Headers {
     }
 
     pub(crate) fn owned(map: HeaderMap) -> Self {
-        Headers(Repr::Owned { map, invalid: None })
+        Headers(Repr::Owned(Box::new(Owned { map, invalid: None })))
     }
 
     /// Whether this is `map` of `exchange`, live.
     pub(crate) fn is_live(&self, of: &Rc<Inner>, which: Map) -> bool {
         match &self.0 {
             Repr::Live { exchange, map } => Rc::ptr_eq(exchange, of) && *map == which,
-            Repr::Owned { .. } => false,
+            Repr::Owned(_) => false,
+        }
+    }
+
+    /// The exchange whose headers these are, if they are live.
+    pub(crate) fn exchange(&self) -> Option<&Rc<Inner>> {
+        match &self.0 {
+            Repr::Live { exchange, .. } => Some(exchange),
+            Repr::Owned(_) => None,
         }
     }
 
     /// An owned copy without pseudo headers, or the first header that was refused.
     pub(crate) fn into_owned(self) -> Result<HeaderMap, HeaderError> {
         match self.0 {
-            Repr::Owned { invalid: Some(error), .. } => Err(error),
-            Repr::Owned { map, invalid: None } => Ok(map),
+            Repr::Owned(owned) => owned.invalid.map_or(Ok(owned.map), Err),
             Repr::Live { .. } => Ok(self.to_map()),
         }
     }
@@ -121,7 +131,7 @@ impl Headers {
     /// All values of `name`, in order.
     pub fn get_all(&self, name: &str) -> Vec<HeaderValue> {
         match &self.0 {
-            Repr::Owned { map, .. } => map.get_all(name).iter().cloned().collect(),
+            Repr::Owned(owned) => owned.map.get_all(name).iter().cloned().collect(),
             Repr::Live { exchange, map } => lowered(name, |name| {
                 let mut all = Vec::new();
                 let mut index = 0;
@@ -156,7 +166,7 @@ impl Headers {
     /// ```
     pub fn with<R>(&self, name: &str, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
         match &self.0 {
-            Repr::Owned { map, .. } => f(map.get(name).map(HeaderValue::as_bytes)),
+            Repr::Owned(owned) => f(owned.map.get(name).map(HeaderValue::as_bytes)),
             Repr::Live { exchange, map } => {
                 let mut f = Some(f);
                 let mut result = None;
@@ -181,8 +191,8 @@ impl Headers {
     /// Calls `f` with each name and value, in order, without a copy. Pseudo headers are included.
     pub fn for_each(&self, mut f: impl FnMut(&[u8], &[u8])) {
         match &self.0 {
-            Repr::Owned { map, .. } => {
-                for (name, value) in map {
+            Repr::Owned(owned) => {
+                for (name, value) in &owned.map {
                     f(name.as_str().as_bytes(), value.as_bytes());
                 }
             }
@@ -255,7 +265,8 @@ impl Headers {
 
     fn write(&mut self, name: &str, value: &[u8], append: bool) -> Result<(), HeaderError> {
         match &mut self.0 {
-            Repr::Owned { map, .. } => {
+            Repr::Owned(owned) => {
+                let map = &mut owned.map;
                 let value = HeaderValue::from_bytes(value)
                     .map_err(|_| HeaderError::InvalidValue(name.to_owned()))?;
                 let name = HeaderName::from_bytes(name.as_bytes())
@@ -296,7 +307,7 @@ impl Headers {
             return false;
         }
         match &mut self.0 {
-            Repr::Owned { map, .. } => map.remove(name).is_some(),
+            Repr::Owned(owned) => owned.map.remove(name).is_some(),
             Repr::Live { exchange, map } => lowered(name, |name| {
                 exchange
                     .read(|host| {
@@ -312,8 +323,8 @@ impl Headers {
         match &mut self.0 {
             Repr::Live { exchange, .. } if error != HeaderError::Gone => exchange.poison(error),
             Repr::Live { .. } => (),
-            Repr::Owned { invalid, .. } => {
-                invalid.get_or_insert(error);
+            Repr::Owned(owned) => {
+                owned.invalid.get_or_insert(error);
             }
         }
     }

@@ -39,7 +39,7 @@ pub struct Response {
     pub(crate) message: Message,
     /// The status of a response that the filter makes; an upstream's is in its headers.
     pub(crate) status: StatusCode,
-    pub(crate) trailers: Option<HeaderMap>,
+    pub(crate) trailers: Option<Box<HeaderMap>>,
 }
 
 /// What requests and responses have in common.
@@ -47,7 +47,6 @@ pub(crate) struct Message {
     pub(crate) headers: Headers,
     pub(crate) body: Body,
     pub(crate) on_trailers: Option<TrailersHook>,
-    pub(crate) exchange: Option<Rc<Inner>>,
 }
 
 impl std::fmt::Debug for Message {
@@ -63,9 +62,8 @@ impl Message {
     fn live(exchange: Rc<Inner>, direction: Direction) -> Self {
         Message {
             headers: Headers::live(exchange.clone(), direction.headers()),
-            body: Body::live(exchange.clone(), direction),
+            body: Body::live(exchange, direction),
             on_trailers: None,
-            exchange: Some(exchange),
         }
     }
 
@@ -204,15 +202,14 @@ impl Request {
     /// that config belongs to a filter of another type.
     pub fn route_config<F: Filter>(&self) -> Option<Arc<F::RouteConfig>> {
         let config: Arc<dyn Any + Send + Sync> =
-            self.message.exchange.as_ref()?.read(|host| host.route_config())??;
+            self.headers().exchange()?.read(|host| host.route_config())??;
         config.downcast().ok()
     }
 
     /// What this host can do beyond the common ground.
     pub fn capabilities(&self) -> Capabilities {
-        self.message
-            .exchange
-            .as_ref()
+        self.headers()
+            .exchange()
             .and_then(|e| e.read(|host| host.capabilities()))
             .unwrap_or(Capabilities::COMMON)
     }
@@ -233,7 +230,6 @@ impl Response {
             headers: Headers::owned(HeaderMap::new()),
             body: Body::empty(),
             on_trailers: None,
-            exchange: None,
         };
         Response { message, status, trailers: None }
     }
@@ -261,13 +257,13 @@ impl Response {
 
     /// Ends a response that the filter makes with trailers.
     pub fn with_trailers(mut self, trailers: HeaderMap) -> Self {
-        self.trailers = Some(trailers);
+        self.trailers = Some(Box::new(trailers));
         self
     }
 
     /// The status.
     pub fn status(&self) -> StatusCode {
-        if self.message.exchange.is_none() {
+        if self.headers().exchange().is_none() {
             return self.status;
         }
         self.headers().with(":status", |v| {
@@ -277,7 +273,7 @@ impl Response {
 
     /// Replaces the status. A 204 or 304 has no body: what the upstream sends is discarded.
     pub fn set_status(&mut self, status: StatusCode) {
-        if self.message.exchange.is_none() {
+        if self.headers().exchange().is_none() {
             self.status = status;
         } else {
             self.headers_mut().set(":status", status.as_str());

@@ -86,7 +86,7 @@ pub(crate) type HandleFuture = Pin<Box<dyn Future<Output = Result<Response>>>>;
 pub(crate) trait ErasedFilter: Send + Sync {
     fn meta(&self) -> &Meta;
     fn as_any(&self) -> &dyn Any;
-    fn start(&self, exchange: Rc<Inner>, req: Request, next: Next) -> HandleFuture;
+    fn start(&self, exchange: Rc<Inner>) -> HandleFuture;
     fn complete(&self, done: &Completion);
 }
 
@@ -115,13 +115,13 @@ impl<F: Filter> ErasedFilter for Typed<F> {
         self
     }
 
-    fn start(&self, exchange: Rc<Inner>, req: Request, next: Next) -> HandleFuture {
+    fn start(&self, exchange: Rc<Inner>) -> HandleFuture {
         // The exchange owns the filter, and the future owns the exchange until it is dropped: no
         // second reference count, which all workers would share.
         Box::pin(async move {
             let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
             let filter = &filter.expect("an exchange keeps its filter").filter;
-            filter.handle(req, next).await
+            filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
         })
     }
 

@@ -52,7 +52,17 @@ impl WakeState {
     }
 
     /// Worker: takes the exchange. Returns whether a wake was waiting, and so a poll is due.
-    pub(crate) fn enter(&self) -> bool {
+    ///
+    /// `shared` says that others may hold a waker. If none do, nobody else can touch the state, and
+    /// it is changed without the price of an atomic exchange. So in `leave`.
+    pub(crate) fn enter(&self, shared: bool) -> bool {
+        if !shared {
+            let before = self.state.load(Ordering::Acquire);
+            if before != DEAD {
+                self.state.store(ACTIVE, Ordering::Relaxed);
+            }
+            return before == SCHEDULED || before == NOTIFIED;
+        }
         let mut now = self.state.load(Ordering::Acquire);
         loop {
             if now == DEAD {
@@ -73,9 +83,12 @@ impl WakeState {
 
     /// Worker: lets the exchange go. A wake that has come since `enter` is posted now.
     ///
-    /// `shared` says that others may hold a waker. Only then, or for a wake to post, are the means
-    /// to post made: an exchange that waits for nothing outside Envoy never pays for them.
+    /// Only if others may hold a waker (`shared`), or for a wake to post, are the means to post
+    /// made: an exchange that waits for nothing outside Envoy never pays for them.
     pub(crate) fn leave(&self, shared: bool, notifier: impl Fn() -> Box<dyn Notify>) {
+        if !shared && self.state.load(Ordering::Relaxed) == ACTIVE {
+            return self.state.store(IDLE, Ordering::Relaxed);
+        }
         if shared && !self.notify.is_set() {
             self.notify.set(notifier());
         }
@@ -90,8 +103,12 @@ impl WakeState {
     }
 
     /// Worker: the stream has ended; from now on a wake does nothing.
-    pub(crate) fn kill(&self) {
-        self.state.store(DEAD, Ordering::Release);
+    pub(crate) fn kill(&self, shared: bool) {
+        if shared {
+            self.state.swap(DEAD, Ordering::AcqRel);
+        } else {
+            self.state.store(DEAD, Ordering::Relaxed);
+        }
     }
 }
 
@@ -130,12 +147,12 @@ mod tests {
     #[test]
     fn only_the_first_wake_posts() {
         let (state, count) = counted();
-        state.enter();
+        state.enter(true);
         leave(&state, &count);
         state.wake();
         state.wake();
         assert_eq!(count.load(StdOrdering::SeqCst), 1);
-        assert!(state.enter());
+        assert!(state.enter(true));
         leave(&state, &count);
         state.wake();
         assert_eq!(count.load(StdOrdering::SeqCst), 2);
@@ -145,24 +162,24 @@ mod tests {
     #[test]
     fn a_wake_during_a_poll_posts_when_the_poll_ends() {
         let (state, count) = counted();
-        assert!(!state.enter());
+        assert!(!state.enter(true));
         state.wake();
         assert_eq!(count.load(StdOrdering::SeqCst), 0);
         leave(&state, &count);
         assert_eq!(count.load(StdOrdering::SeqCst), 1);
-        assert!(state.enter());
+        assert!(state.enter(true));
     }
 
     #[cfg(not(loom))]
     #[test]
     fn a_dead_exchange_is_never_posted_to() {
         let (state, count) = counted();
-        state.enter();
+        state.enter(true);
         state.wake();
-        state.kill();
+        state.kill(true);
         leave(&state, &count);
         state.wake();
-        assert!(!state.enter());
+        assert!(!state.enter(true));
         assert_eq!(count.load(StdOrdering::SeqCst), 0);
     }
 
@@ -175,6 +192,10 @@ mod tests {
             let posts = StdArc::new(AtomicUsize::new(0));
             let state = loom::sync::Arc::new(WakeState::new());
             let raised = loom::sync::Arc::new(loom::sync::atomic::AtomicBool::new(false));
+            let mut seen = false;
+            // The worker's first poll is unconditional (an event of the stream). Nobody has a waker
+            // before it; from it, the other thread gets one.
+            state.enter(false);
             let waker = {
                 let (state, raised) = (state.clone(), raised.clone());
                 loom::thread::spawn(move || {
@@ -182,15 +203,12 @@ mod tests {
                     state.wake();
                 })
             };
-            let mut seen = false;
-            // The worker's first poll is unconditional (an event of the stream).
-            state.enter();
             seen |= raised.load(Ordering::Acquire);
             leave(&state, &posts);
             waker.join().unwrap();
             // Posts are delivered after the fact, in order.
             for _ in 0..posts.load(StdOrdering::SeqCst) {
-                if state.enter() {
+                if state.enter(true) {
                     seen |= raised.load(Ordering::Acquire);
                 }
                 leave(&state, &posts);
@@ -206,7 +224,7 @@ mod tests {
         loom::model(|| {
             let posts = StdArc::new(AtomicUsize::new(0));
             let state = loom::sync::Arc::new(WakeState::new());
-            state.enter();
+            state.enter(true);
             leave(&state, &posts);
             let wakers: Vec<_> = (0..2)
                 .map(|_| {
@@ -214,13 +232,13 @@ mod tests {
                     loom::thread::spawn(move || state.wake())
                 })
                 .collect();
-            state.kill();
+            state.kill(true);
             for waker in wakers {
                 waker.join().unwrap();
             }
             assert!(posts.load(StdOrdering::SeqCst) <= 1);
             state.wake();
-            assert!(!state.enter());
+            assert!(!state.enter(true));
             assert!(posts.load(StdOrdering::SeqCst) <= 1);
         });
     }
