@@ -28,6 +28,7 @@ lint: tools ## check formatting, clippy and docs, warnings denied
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
+# BENCH takes its options, `make bench BENCH=--quick` for one.
 bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a trial
 	cargo build --release -p attache-bench -p attache-bench-raw -p attache-bench-filters
 	cargo run --release -p attache-bench -- $(BENCH_FLAGS)
