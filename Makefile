@@ -28,7 +28,6 @@ lint: tools ## check formatting, clippy and docs, warnings denied
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-# BENCH takes its options, `make bench BENCH=--quick` for one.
 bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a trial
 	cargo build --release -p attache-bench -p attache-bench-raw -p attache-bench-filters
 	cargo run --release -p attache-bench -- $(BENCH_FLAGS)
@@ -46,8 +45,9 @@ fmt: tools ## format all code
 clean: ## remove what was built; the fetched Envoys in .envoy stay
 	cargo clean
 
+# ENVOY names a binary to test with instead of the pinned ones.
 envoy:
-	@test/fetch-envoy
+	@test -n "$(ENVOY)" || test/fetch-envoy
 
 tools:
 	@test/need cargo cc python3
