@@ -61,6 +61,10 @@ impl Body {
         Body(Repr::Live(Live { exchange, direction }))
     }
 
+    pub(crate) fn from_frames(frames: FrameStream) -> Self {
+        Body(Repr::Frames(frames))
+    }
+
     /// No bytes.
     pub fn empty() -> Self {
         Body(Repr::Full(Bytes::new()))

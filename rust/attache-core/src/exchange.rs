@@ -18,7 +18,7 @@ use http::{HeaderMap, StatusCode, header};
 use crate::body::{Body, Disposition, FrameStream, too_large};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{Completion, Outcome};
-use crate::flow::{Flow, Hook, Input, Mode, Move, Seen};
+use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
 use crate::headers::{HeaderError, Headers};
 use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
 use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
@@ -101,7 +101,7 @@ struct ReplyStream {
     body: FrameStream,
     trailers: Option<Box<HeaderMap>>,
     /// Ready to be sent.
-    frame: Option<Bytes>,
+    ready: Queue,
     ended: bool,
     /// The client does not take more for now.
     paused: bool,
@@ -223,6 +223,21 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    /// The runtime itself has failed in an event of this exchange: nothing of it can be trusted, so
+    /// the stream is reset.
+    pub fn abort(&self) {
+        let inner = &self.0;
+        if let Ok(mut state) = inner.state.try_borrow_mut() {
+            state.request.flow.mode = Mode::Discard;
+            state.response.flow.mode = Mode::Discard;
+            state.replied = true;
+            state.outcome = Some(Outcome::Panicked);
+        }
+        inner.read(|host| host.reset("attache.runtime.panic"));
+    }
+}
+
 impl Inner {
     pub(crate) fn filter(&self) -> &dyn ErasedFilter {
         &*self.filter
@@ -255,13 +270,15 @@ impl Inner {
             side.flow.started = true;
             side.flow.ended |= end;
             if direction == Direction::Response {
-                self.notify_waiter(&mut state.response_waiter);
-            } else if !state.started {
+                return std::mem::take(&mut state.response_waiter);
+            }
+            if !state.started {
                 state.started = true;
                 self.due.set(true);
                 enter();
                 *self.task.borrow_mut() = Some(self.filter.start(self.clone()));
             }
+            Waiter::Nobody
         });
         let step = self.state.borrow_mut().flow(direction).on_headers();
         if step.emit {
@@ -309,21 +326,23 @@ impl Inner {
         self.in_hook(direction, Hook::Data, |state| {
             let side = state.side(direction);
             side.flow.ended |= end;
-            self.notify_waiter(&mut side.waiter);
+            std::mem::take(&mut side.waiter)
         });
         if end && let Err(error) = self.check_new_trailers(direction) {
             self.fail(error);
             self.settle();
         }
         if !self.alive.get() {
+            self.end_hook(direction);
             return DataVerdict::StopNoBuffer;
         }
         let host = &self.host;
+        let pump = self.state.borrow_mut().flow(direction).mode == Mode::Pump;
         let seen = Seen {
             frame: host.body_len(direction, Area::Frame),
             frame_is_buffer: host.frame_is_buffer(direction),
             buffer: host.body_len(direction, Area::Buffer),
-            limit: self.limit(),
+            limit: if pump { self.limit() } else { 0 },
         };
         let step = self.state.borrow_mut().flow(direction).on_data(seen);
         self.deal_with_input(direction, step.input);
@@ -339,18 +358,22 @@ impl Inner {
             let side = state.side(direction);
             side.flow.ended = true;
             side.flow.trailers = true;
-            self.notify_waiter(&mut side.waiter);
+            std::mem::take(&mut side.waiter)
         });
         if !self.alive.get() {
+            self.end_hook(direction);
             return Verdict::Stop;
         }
         let buffer = self.host.body_len(direction, Area::Buffer);
         let step = self.state.borrow_mut().flow(direction).on_trailers(buffer);
-        if step.verdict == Verdict::Continue {
-            self.finish_trailers(direction);
+        if step.verdict == Verdict::Continue && !self.finish_trailers(direction) {
+            self.settle();
+            self.end_hook(direction);
+            return Verdict::Stop;
         }
         if step.emit {
-            self.deal_with_input(direction, Input::Drop);
+            let left_over = self.state.borrow_mut().flow(direction).left_over();
+            self.deal_with_input(direction, left_over);
             self.append_output(direction, Area::Buffer);
         }
         if step.again {
@@ -370,13 +393,19 @@ impl Inner {
     }
 
     /// Runs everything of a hook but its verdict.
-    fn in_hook(self: &Rc<Self>, direction: Direction, hook: Hook, f: impl FnOnce(&mut State)) {
+    fn in_hook(
+        self: &Rc<Self>,
+        direction: Direction,
+        hook: Hook,
+        f: impl FnOnce(&mut State) -> Waiter,
+    ) {
         self.begin();
-        {
+        let waiter = {
             let mut state = self.state.borrow_mut();
             state.flow(direction).hook = Some(hook);
-            f(&mut state);
-        }
+            f(&mut state)
+        };
+        self.wake_waiter(waiter);
         self.poll_and_settle();
     }
 
@@ -434,8 +463,9 @@ impl Inner {
         self.settle();
     }
 
-    fn notify_waiter(&self, waiter: &mut Waiter) {
-        match std::mem::take(waiter) {
+    /// No borrow may be held: a waker of somebody else's may do anything.
+    fn wake_waiter(&self, waiter: Waiter) {
+        match waiter {
             Waiter::Nobody => (),
             Waiter::Exchange => self.due.set(true),
             Waiter::Other(waker) => {
@@ -575,7 +605,7 @@ impl Inner {
     fn poll_reply(&self, cx: &mut Context<'_>) -> Result<()> {
         let mut state = self.state.borrow_mut();
         let Some(reply) = &mut state.reply else { return Ok(()) };
-        if reply.paused || reply.frame.is_some() || reply.ended {
+        if reply.paused || reply.ended {
             return Ok(());
         }
         let Some(mut reply) = state.reply.take() else { return Ok(()) };
@@ -589,10 +619,13 @@ impl Inner {
                 }
                 Poll::Ready(Some(Err(error))) => break Err(error),
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => (),
                     Ok(data) => {
-                        reply.frame = Some(data);
-                        break Ok(());
+                        reply.ready.push(data);
+                        if reply.ready.len() >= OUTPUT_LIMIT {
+                            // There may be more; first the client gets its turn.
+                            self.wake.wake();
+                            break Ok(());
+                        }
                     }
                     Err(frame) => reply.trailers = frame.into_trailers().ok().map(Box::new),
                 },
@@ -620,7 +653,9 @@ impl Inner {
         if state.response.flow.started {
             return Poll::Ready(());
         }
-        state.response_waiter = self.waiter(cx);
+        let before = std::mem::replace(&mut state.response_waiter, self.waiter(cx));
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 
@@ -628,13 +663,18 @@ impl Inner {
     fn release(self: &Rc<Self>, direction: Direction, message: Message, bodyless: bool) {
         let Message { body, on_trailers, headers } = message;
         drop(headers);
-        let disposition = body.disposition(self, direction);
+        let disposition = if self.state.borrow_mut().flow(direction).pending.is_empty() {
+            body.disposition(self, direction)
+        } else {
+            // Part of the input had to be taken out of Envoy: it goes on through us.
+            Disposition::Stream(body.into_frames())
+        };
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
         side.on_trailers = on_trailers;
         let length = match disposition {
             Disposition::Untouched if !bodyless => {
-                side.flow.mode = if side.flow.pending.is_empty() { Mode::Pass } else { Mode::Pump };
+                side.flow.mode = Mode::Pass;
                 if !side.flow.taken {
                     return;
                 }
@@ -645,7 +685,10 @@ impl Inner {
                 side.flow.mode = Mode::Pump;
                 side.flow.out.push(bytes);
                 side.flow.out_done = true;
-                Some(length)
+                // In HTTP/1.1 a length leaves no place for trailers.
+                let trailers =
+                    side.flow.trailers || (!side.flow.ended && !self.declares_length(direction));
+                (!trailers).then_some(length)
             }
             Disposition::Stream(pump) if !bodyless => {
                 side.flow.mode = Mode::Pump;
@@ -663,6 +706,11 @@ impl Inner {
         };
         drop(state);
         self.set_content_length(direction, length);
+    }
+
+    fn declares_length(&self, direction: Direction) -> bool {
+        self.read(|host| host.header(direction.headers(), CONTENT_LENGTH, 0, &mut |_| ()))
+            .is_some_and(|values| values > 0)
     }
 
     fn set_content_length(&self, direction: Direction, length: Option<usize>) {
@@ -736,6 +784,14 @@ impl Inner {
                 let reply = Box::new(ReplyStream::new(Body::from(body).into_frames(), trailers));
                 Effect::StartReply { status, headers, reply }
             }
+            // Later filters may be about to answer: only a whole reply can come before them.
+            Disposition::Stream(body) if self.state.borrow().request.flow.released => {
+                if trailers.is_some() {
+                    return Err(no_new_trailers());
+                }
+                self.gather(status, headers, body);
+                return Ok(());
+            }
             Disposition::Stream(body) => {
                 let reply = Box::new(ReplyStream::new(body, trailers));
                 Effect::StartReply { status, headers, reply }
@@ -745,6 +801,19 @@ impl Inner {
         state.outcome = Some(Outcome::Replied);
         state.effect = Some(Box::new(effect));
         Ok(())
+    }
+
+    /// Goes on as if the filter had read the stream and returned a response with all of it.
+    fn gather(self: &Rc<Self>, status: StatusCode, headers: HeaderMap, body: FrameStream) {
+        let limit = self.filter.meta().options.gather_limit_bytes;
+        let mut body = Body::from_frames(body);
+        *self.task.borrow_mut() = Some(Box::pin(async move {
+            let all = body.collect(limit).await?;
+            let mut response = Response::new(status).with_body(all);
+            response.message.headers = Headers::owned(headers);
+            Ok(response)
+        }));
+        self.wake.wake();
     }
 
     /// Puts a new response in the place of the upstream's, which has arrived and is held.
@@ -813,16 +882,25 @@ impl Inner {
         format!("attache.{}.{what}", self.filter.meta().name.replace(char::is_whitespace, "_"))
     }
 
+    /// Logs an error, whose texts may be the filter's own code.
+    fn log(self: &Rc<Self>, f: impl FnOnce()) {
+        let _scope = current::Scope::enter(self);
+        if guarded(f).is_err() {
+            tracing::error!("the filter failed, and describing its error panicked");
+        }
+    }
+
     /// The filter has failed.
     fn fail(self: &Rc<Self>, error: Error) {
         let meta = self.filter.meta();
         let panicked = error.is_panic();
         if panicked {
             meta.panics.inc();
-            tracing::error!("the filter panicked: {error:?}");
+            self.log(|| tracing::error!("the filter panicked: {error:?}"));
         } else {
             meta.errors.inc();
-            tracing::error!(status = error.status_code().as_u16(), "the filter failed: {error:?}");
+            let status = error.status_code().as_u16();
+            self.log(|| tracing::error!(status, "the filter failed: {error:?}"));
         }
         self.drop_futures();
         let details = self.details(if panicked { "panic" } else { "error" });
@@ -922,27 +1000,25 @@ impl Inner {
     fn send_reply_frames(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
         let Some(reply) = &mut state.reply else { return };
-        let frame = reply.frame.take();
+        let ready = std::mem::take(&mut reply.ready);
         let trailers = reply.ended.then(|| reply.trailers.take());
         if trailers.is_some() {
             state.reply = None;
             state.request.flow.mode = Mode::Discard;
         }
         drop(state);
-        match (frame, trailers) {
-            (Some(data), _) => {
-                self.read(|host| host.send_reply_data(&data, false));
-                // There may be more.
-                self.wake.wake();
-            }
-            (None, Some(None)) => {
+        ready.for_each(|data| {
+            self.read(|host| host.send_reply_data(data, false));
+        });
+        match trailers {
+            None => (),
+            Some(None) => {
                 self.read(|host| host.send_reply_data(&[], true));
             }
-            (None, Some(Some(trailers))) => {
+            Some(Some(trailers)) => {
                 let list: Vec<(&[u8], &[u8])> = pairs(&trailers, |_| true).collect();
                 self.read(|host| host.send_reply_trailers(&list));
             }
-            (None, None) => (),
         }
     }
 
@@ -967,11 +1043,11 @@ impl Inner {
             Move::Nothing => (),
             Move::Drop => self.deal_with_input(direction, Input::Drop),
             Move::Resume { input } => {
+                if last && ended_with_trailers && !self.finish_trailers(direction) {
+                    return;
+                }
                 self.deal_with_input(direction, input);
                 self.append_output(direction, Area::Buffer);
-                if last && ended_with_trailers {
-                    self.finish_trailers(direction);
-                }
                 self.read(|host| host.resume(direction));
             }
         }
@@ -997,7 +1073,7 @@ impl Inner {
         let out = {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            if !side.flow.out_done && side.flow.out.len() >= crate::flow::OUTPUT_LIMIT {
+            if !side.flow.out_done && side.flow.out.len() >= OUTPUT_LIMIT {
                 // The pump was held back; it may go on.
                 self.wake.wake();
             }
@@ -1008,15 +1084,15 @@ impl Inner {
         });
     }
 
-    /// The trailers go on: the last moment to change them.
-    fn finish_trailers(self: &Rc<Self>, direction: Direction) {
+    /// The trailers go on: the last moment to change them. False if the filter has failed at that.
+    fn finish_trailers(self: &Rc<Self>, direction: Direction) -> bool {
         let (hook, made) = {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
             (side.on_trailers.take(), side.out_trailers.take())
         };
         if hook.is_none() && made.is_none() {
-            return;
+            return true;
         }
         let mut trailers = Headers::live(self.clone(), direction.trailers());
         if let Some(made) = made {
@@ -1026,12 +1102,17 @@ impl Inner {
             }
         }
         if let Some(hook) = hook {
-            let scope = current::Scope::enter(self);
+            let _scope = current::Scope::enter(self);
             if let Err(message) = guarded(|| hook(&mut trailers)) {
                 self.fail(Error::panicked(message));
+                return false;
             }
-            drop(scope);
         }
+        if let Err(error) = self.take_invalid() {
+            self.fail(error);
+            return false;
+        }
+        true
     }
 
     // ---- body -------------------------------------------------------------------------------
@@ -1113,7 +1194,9 @@ impl Inner {
         if side.flow.ended {
             return Poll::Ready(Ok(None));
         }
-        side.waiter = self.waiter(cx);
+        let before = std::mem::replace(&mut side.waiter, self.waiter(cx));
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 
@@ -1152,8 +1235,9 @@ impl Inner {
         if side.flow.ended {
             return Poll::Ready(Ok(()));
         }
-        side.waiter = waiter;
+        let before = std::mem::replace(&mut side.waiter, waiter);
         drop(state);
+        drop(before);
         // Envoy must be willing to hold as much as the filter wants to see.
         self.read(|host| {
             let now = host.buffer_limit();
@@ -1302,7 +1386,7 @@ impl State {
 
 impl ReplyStream {
     fn new(body: FrameStream, trailers: Option<Box<HeaderMap>>) -> Self {
-        ReplyStream { body, trailers, frame: None, ended: false, paused: false }
+        ReplyStream { body, trailers, ready: Queue::default(), ended: false, paused: false }
     }
 }
 

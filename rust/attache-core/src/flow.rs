@@ -118,7 +118,7 @@ pub(crate) struct Seen {
     pub(crate) frame_is_buffer: bool,
     /// All bytes in Envoy's buffer, whoever they belong to.
     pub(crate) buffer: usize,
-    /// The most bytes to take out of Envoy to make room for output.
+    /// The most bytes to take out of Envoy to make room for output. Only looked at in `Pump`.
     pub(crate) limit: usize,
 }
 
@@ -224,16 +224,15 @@ impl Flow {
             Mode::Discard => self.stop_dropping(),
             Mode::Pump if end && self.out_done => {
                 self.let_go(true);
-                DataStep { verdict: DataVerdict::Continue, input: Input::Drop, emit: true }
+                DataStep { verdict: DataVerdict::Continue, input: self.left_over(), emit: true }
             }
             Mode::Pump if end && !self.reader => self.stop_dropping(),
             Mode::Pump if end => self.hold(seen),
             Mode::Pump => {
-                let unwanted = self.out_done || !self.reader;
                 if self.out.is_empty() && self.released {
-                    return if unwanted { self.stop_dropping() } else { self.hold(seen) };
+                    return if self.reader { self.hold(seen) } else { self.stop_dropping() };
                 }
-                let input = self.make_room(unwanted, self.unread(seen), seen.limit);
+                let input = self.make_room(self.unread(seen), seen.limit);
                 if input == Input::Leave {
                     return self.hold(seen);
                 }
@@ -289,14 +288,13 @@ impl Flow {
                     return Move::Nothing;
                 }
                 self.let_go(true);
-                Move::Resume { input: Input::Drop }
+                Move::Resume { input: self.left_over() }
             }
             Mode::Pump => {
-                let unwanted = self.out_done || !self.reader;
                 if self.out.is_empty() && self.released {
-                    return if unwanted && self.held > 0 { Move::Drop } else { Move::Nothing };
+                    return if !self.reader && self.held > 0 { Move::Drop } else { Move::Nothing };
                 }
-                let input = self.make_room(unwanted, self.held, limit);
+                let input = self.make_room(self.held, limit);
                 if input == Input::Leave {
                     return Move::Nothing;
                 }
@@ -307,14 +305,19 @@ impl Flow {
     }
 
     /// Where unread input goes when output takes its place. `Leave`: it cannot go, try later.
-    fn make_room(&self, unwanted: bool, unread: usize, limit: usize) -> Input {
-        if unwanted {
+    fn make_room(&self, unread: usize, limit: usize) -> Input {
+        if !self.reader {
             Input::Drop
         } else if self.pending.is_empty() || self.pending.len() + unread <= limit {
             Input::Take
         } else {
             Input::Leave
         }
+    }
+
+    /// What becomes of unread input when the message's end goes.
+    pub(crate) fn left_over(&self) -> Input {
+        if self.reader { Input::Take } else { Input::Drop }
     }
 
     fn unread(&self, seen: Seen) -> usize {
@@ -399,6 +402,7 @@ mod tests {
         flow.out.push(Bytes::from_static(b"part"));
         assert_eq!(flow.between_hooks(LIMIT), Move::Nothing, "more may come");
         flow.out_done = true;
+        flow.reader = false;
         assert_eq!(flow.between_hooks(LIMIT), Move::Resume { input: Input::Drop });
         assert!(flow.finished);
         assert_eq!(flow.between_hooks(LIMIT), Move::Nothing);
@@ -455,6 +459,16 @@ mod tests {
         flow.trailers = true;
         assert_eq!(flow.on_trailers(0).verdict, Verdict::Stop);
         flow.out_done = true;
-        assert_eq!(flow.between_hooks(LIMIT), Move::Resume { input: Input::Drop });
+        assert_eq!(flow.between_hooks(LIMIT), Move::Resume { input: Input::Take });
+    }
+
+    #[test]
+    fn input_that_somebody_may_still_read_is_never_dropped() {
+        let mut flow = pump();
+        flow.out_done = true;
+        flow.on_headers();
+        assert_eq!(flow.on_data(frame(4)).verdict, DataVerdict::StopAndWatermark);
+        flow.ended = true;
+        assert_eq!(flow.on_data(frame(4)).input, Input::Take);
     }
 }

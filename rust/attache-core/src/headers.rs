@@ -390,7 +390,7 @@ fn check_value(name: &str, value: &[u8], map: Map) -> Result<(), HeaderError> {
     if name.starts_with(':') {
         valid &= !value.is_empty() && !value.contains(&b' ');
         if map == Map::ResponseHeaders {
-            valid &= value.len() == 3 && matches!(value[0], b'1'..=b'5') && value.is_ascii();
+            valid &= value.len() == 3 && matches!(value[0], b'2'..=b'5') && value.is_ascii();
             valid &= value.iter().all(u8::is_ascii_digit);
         }
     }
@@ -414,6 +414,7 @@ mod tests {
         assert!(check_value(":status", b"200", Map::ResponseHeaders).is_ok());
         assert!(check_value(":status", b"abc", Map::ResponseHeaders).is_err());
         assert!(check_value(":status", b"700", Map::ResponseHeaders).is_err());
+        assert!(check_value(":status", b"101", Map::ResponseHeaders).is_err());
     }
 
     #[test]

@@ -105,8 +105,8 @@ macro_rules! message_methods {
             std::mem::take(&mut self.message.body)
         }
 
-        /// Replaces the body. `content-length` follows: it is set if the new length is known, and
-        /// removed if not.
+        /// Replaces the body. `content-length` follows: it is set if the new length is known and no
+        /// trailers can follow, and removed if not.
         pub fn set_body(&mut self, body: impl Into<Body>) {
             self.message.body = body.into();
         }

@@ -5,7 +5,7 @@
 //! after destroy.
 
 use std::ffi::c_char;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, OnceLock};
 
 use attache_core::exchange::Exchange;
@@ -138,10 +138,20 @@ unsafe fn with_stream<R>(
         let stream = &*stream.cast::<ModuleStream>();
         (stream.exchange.clone(), &*(*stream.config).sink)
     };
-    shielded(what, safe, || {
+    let mut answer = None;
+    shielded(what, (), || {
         let _serving = Serving::enter(sink);
-        f(&exchange)
-    })
+        // Moved in: dropping the last clone may drop the filter itself.
+        let exchange = exchange;
+        match catch_unwind(AssertUnwindSafe(|| f(&exchange))) {
+            Ok(verdict) => answer = Some(verdict),
+            Err(panic) => {
+                exchange.abort();
+                resume_unwind(panic);
+            }
+        }
+    });
+    answer.unwrap_or(safe)
 }
 
 fn headers_verdict(verdict: Verdict) -> u32 {
@@ -420,6 +430,8 @@ extern "C" fn envoy_dynamic_module_on_http_filter_destroy(stream: ModulePtr) {
     // SAFETY: from `.._filter_new`, and destroyed once.
     let stream = unsafe { Box::from_raw(stream.cast_mut().cast::<ModuleStream>()) };
     shielded("destroy", (), || {
+        // Moved in: dropping it may drop the filter itself.
+        let stream = stream;
         // SAFETY: Envoy's stream holds its config until this hook has returned.
         let _serving = Serving::enter(unsafe { &(*stream.config).sink });
         stream.exchange.destroy();
