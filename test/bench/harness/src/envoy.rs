@@ -1,10 +1,12 @@
 //! One Envoy process: started fresh for a measurement, pinned to one core, and gone afterwards.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,8 +28,45 @@ pub(crate) struct Launcher {
     pub(crate) modules: PathBuf,
     /// Where configs and logs go.
     pub(crate) directory: PathBuf,
-    /// The core that Envoy gets.
-    pub(crate) core: usize,
+    /// The thread that starts Envoys.
+    pub(crate) spawner: Spawner,
+}
+
+/// A thread that starts processes on one core, and lives as long as this program.
+///
+/// A child inherits the core of the thread that starts it, before it has any thread of its own to
+/// move. And a child can be told to end with the thread that started it, so that no Envoy stays
+/// behind when this program is killed.
+#[derive(Debug)]
+pub(crate) struct Spawner(Sender<(Command, Sender<io::Result<Child>>)>);
+
+impl Spawner {
+    /// Starts the thread.
+    pub(crate) fn start(core: usize) -> Result<Spawner> {
+        let (sender, commands) = mpsc::channel::<(Command, Sender<io::Result<Child>>)>();
+        thread::Builder::new().name("spawner".into()).spawn(move || {
+            for (mut command, started) in commands {
+                // SAFETY: prctl is a plain system call, which is all that may run between fork and
+                // exec.
+                unsafe {
+                    command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                        0 => Ok(()),
+                        _ => Err(io::Error::last_os_error()),
+                    });
+                }
+                let child = machine::pin(core).and_then(|()| command.spawn());
+                // Nobody waits for the answer when the program is about to end.
+                let _ = started.send(child);
+            }
+        })?;
+        Ok(Spawner(sender))
+    }
+
+    fn spawn(&self, command: Command) -> Result<Child> {
+        let (started, child) = mpsc::channel();
+        self.0.send((command, started))?;
+        Ok(child.recv()??)
+    }
 }
 
 /// A running Envoy; dropping it kills it.
@@ -70,13 +109,7 @@ impl Launcher {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        // A child inherits the affinity of the thread that starts it, before it has any thread of
-        // its own to move.
-        let core = self.core;
-        let child = thread::spawn(move || machine::pin(core).and_then(|()| command.spawn()))
-            .join()
-            .map_err(|_| "the thread that starts Envoy panicked")??;
-        let unready = Unready { child: Some(child) };
+        let unready = Unready { child: Some(self.spawner.spawn(command)?) };
         unready.wait(&admin_path).map_err(|error| {
             let mut log = String::new();
             let _ = File::open(&log_path).and_then(|mut file| file.read_to_string(&mut log));

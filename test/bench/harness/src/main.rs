@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::envoy::Launcher;
+use crate::envoy::{Launcher, Spawner};
 use crate::machine::Cores;
 use crate::measure::Requests;
 use crate::report::Report;
@@ -183,5 +183,5 @@ fn launcher(options: &Options, cores: Cores) -> Result<Launcher> {
     }
     let directory = modules.parent().unwrap_or(&modules).join("bench");
     fs::create_dir_all(&directory)?;
-    Ok(Launcher { binary, modules, directory, core: cores.envoy })
+    Ok(Launcher { binary, modules, directory, spawner: Spawner::start(cores.envoy)? })
 }
