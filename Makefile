@@ -33,7 +33,7 @@ bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a tri
 	cargo run --release -p attache-bench -- $(BENCH_FLAGS)
 
 conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host
-	cargo test --release -p attache-conformance -- --nocapture
+	cargo run --release -p attache-conformance
 
 doc: tools ## build the API docs and say where they are
 	cargo doc --workspace --no-deps

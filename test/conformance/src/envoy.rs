@@ -1,0 +1,161 @@
+//! Stock Envoy as a host: one process per profile, started when the first scenario needs it.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use attache_e2e::{Client, Envoy, Host, Modules, Protocol, Upstream};
+use futures_util::FutureExt;
+
+use crate::play;
+use crate::profile::PACKAGE;
+use crate::report::{Cell, Outcome};
+use crate::scenario::{Case, Profile};
+
+/// How long one cell may take before it counts as stuck.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// A stock Envoy and what the client speaks to it.
+pub type EnvoyHost = Host;
+
+/// A running Envoy with an upstream behind it.
+pub(crate) struct Running {
+    pub(crate) envoy: Envoy,
+    pub(crate) upstream: Upstream,
+    protocol: Protocol,
+}
+
+impl Running {
+    async fn start(host: &EnvoyHost, modules: &Modules, profile: Profile) -> Self {
+        let upstream = Upstream::manual().await;
+        let config = profile.config(upstream.address(), host.protocol);
+        // A backtrace in a debug build takes a second, and scenarios panic often.
+        let launch = host.launch().modules(modules).env("RUST_BACKTRACE", "0");
+        let envoy = launch.start(&config).await;
+        Running { envoy, upstream, protocol: host.protocol }
+    }
+
+    /// A new connection.
+    pub(crate) async fn connect(&self) -> Client {
+        Client::connect(self.envoy.address(), self.protocol).await
+    }
+
+    /// All counters and gauges that have been used.
+    pub(crate) async fn stats(&self) -> BTreeMap<String, u64> {
+        let text = self.envoy.admin_get("/stats?usedonly").await;
+        text.lines()
+            .filter_map(|line| {
+                let (name, value) = line.split_once(": ")?;
+                Some((name.to_owned(), value.parse().ok()?))
+            })
+            .collect()
+    }
+}
+
+/// Runs all cases that are for this host's protocol, one after the other, in a runtime of its own.
+pub fn run(host: &EnvoyHost, cases: &[Case]) -> Vec<Cell> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(run_all(host, cases))
+}
+
+async fn run_all(host: &EnvoyHost, cases: &[Case]) -> Vec<Cell> {
+    let modules = Modules::new().package(PACKAGE);
+    let name = format!("envoy-{}", host.version.name());
+    let protocol = match host.protocol {
+        Protocol::Http1 => "h1",
+        Protocol::Http2 => "h2",
+    };
+    let column = format!("{name} {protocol}");
+    let cell = |section: &str, case: String, outcome| Cell {
+        section: section.to_owned(),
+        case,
+        host: column.clone(),
+        outcome,
+    };
+    let mut running: BTreeMap<Profile, (Running, Option<Client>)> = BTreeMap::new();
+    let mut cells = Vec::new();
+    for (number, case) in cases.iter().filter(|case| case.runs_on(host.protocol)).enumerate() {
+        let section = &case.scenario.section;
+        if let Some(reason) = case.not_applicable(&name, host.protocol) {
+            cells.push(cell(section, case.name(), Outcome::NotApplicable(reason.to_owned())));
+            continue;
+        }
+        let profile = case.scenario.profile;
+        let id = format!("{protocol}-{number}");
+        let at = running.remove(&profile);
+        let started = std::time::Instant::now();
+        let (outcome, at) = run_case(host, &modules, case, &id, at).await;
+        if std::env::var_os("CONFORMANCE_TIMES").is_some() {
+            eprintln!("{:6} ms {column} {case}", started.elapsed().as_millis());
+        }
+        if let Outcome::Failed(how) = &outcome {
+            eprintln!("FAILED {case} on {column}: {how}");
+        }
+        cells.push(cell(section, case.name(), outcome));
+        running.extend(at.map(|at| (profile, at)));
+    }
+    for (profile, (running, client)) in running {
+        drop(client);
+        let outcome = match guarded(running.envoy.finish()).await {
+            Ok(()) => Outcome::Ok,
+            Err(how) => Outcome::Failed(how),
+        };
+        cells.push(cell("Afterwards", format!("Envoy ends cleanly: {profile:?}"), outcome));
+    }
+    cells
+}
+
+type At = (Running, Option<Client>);
+
+/// Runs one case, on a new Envoy if there is none. After a failure the Envoy is given up, so that
+/// the next case begins afresh.
+async fn run_case(
+    host: &EnvoyHost,
+    modules: &Modules,
+    case: &Case,
+    id: &str,
+    at: Option<At>,
+) -> (Outcome, Option<At>) {
+    let (running, client) = match at {
+        Some(at) => at,
+        None => (Running::start(host, modules, case.scenario.profile).await, None),
+    };
+    let played = guarded(async {
+        let client = match client {
+            Some(client) if !client.is_closed() => client,
+            _ => running.connect().await,
+        };
+        play::play(&running, case, id, client).await
+    })
+    .await;
+    match played {
+        Ok(client) => (Outcome::Ok, Some((running, client))),
+        Err(how) => {
+            let log = running.envoy.log();
+            let lines: Vec<_> = log.lines().filter(|line| !line.contains("[info]")).collect();
+            let tail = lines[lines.len().saturating_sub(8)..].join("\n");
+            let mut how = format!("{how}\nEnvoy's log ends in:\n{tail}");
+            if let Err(end) = guarded(running.envoy.finish()).await {
+                how = format!("{how}\n{end}");
+            }
+            (Outcome::Failed(how), None)
+        }
+    }
+}
+
+/// Runs something that panics when it fails, and for no longer than a cell may take.
+async fn guarded<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let caught = AssertUnwindSafe(tokio::time::timeout(STUCK, future)).catch_unwind().await;
+    match caught {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(_)) => Err(format!("stuck for {STUCK:?}")),
+        Err(payload) => Err(payload
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "a panic without a message".into())),
+    }
+}

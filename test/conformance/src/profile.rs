@@ -1,0 +1,80 @@
+//! The Envoy configs that scenarios run in. Each is one Envoy process, shared by all scenarios of
+//! one host and protocol that name it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use attache_e2e::{Config, ModuleFilter, Protocol, Route, envoy_filter};
+use serde_json::{Value, json};
+
+use crate::scenario::Profile;
+
+/// The module with the filter.
+pub(crate) const PACKAGE: &str = "attache-conformance-filters";
+const MODULE: &str = "attache_conformance";
+
+/// Where the two filters of a chain find their scripts.
+pub(crate) const SCRIPT_HEADERS: [&str; 2] = ["x-script", "x-script-2"];
+
+/// The buffers of the profiles that have small ones.
+const SMALL: u32 = 64 * 1024;
+
+/// How long the profiles with a timeout wait.
+const SHORT: Duration = Duration::from_millis(100);
+
+fn filter(index: usize, options: &Value) -> ModuleFilter {
+    let mut config = json!({"script_header": SCRIPT_HEADERS[index]});
+    if !options.is_null() {
+        config["attache"] = options.clone();
+    }
+    ModuleFilter::new(MODULE, "conformance")
+        .instance(["conformance", "conformance-2"][index])
+        .config(config)
+}
+
+/// Answers 418 when the request has the header.
+fn lua_reply(instance: &str, header: &str) -> Value {
+    let code = format!(
+        "function envoy_on_request(handle)\n\
+           if handle:headers():get('{header}') then\n\
+             handle:respond({{[':status'] = '418', ['x-by'] = 'lua'}}, 'lua')\n\
+           end\n\
+         end"
+    );
+    let config = json!({"default_source_code": {"inline_string": code}});
+    envoy_filter(instance, "filters.http.lua.v3.Lua", config)
+}
+
+impl Profile {
+    /// The config, in front of an upstream.
+    pub(crate) fn config(self, upstream: SocketAddr, protocol: Protocol) -> Config {
+        let config = match protocol {
+            Protocol::Http1 => Config::new().upstream(upstream),
+            Protocol::Http2 => Config::new().upstream_http2(upstream),
+        };
+        let none = Value::Null;
+        let config = config.upgrade("websocket");
+        // Scenarios hold exchanges for as long as they need to; a stuck one is ended by its own
+        // limit, and must not look as if Envoy had answered.
+        let route = Route::prefix("/").timeout(Duration::ZERO);
+        let config = match self {
+            Profile::RouteTimeout => config.route(route.timeout(SHORT)),
+            _ => config.route(route),
+        };
+        match self {
+            Profile::Plain | Profile::RouteTimeout => config.filter(filter(0, &none)),
+            Profile::Two => config.filter(filter(0, &none)).filter(filter(1, &none)),
+            Profile::Small => config.filter(filter(0, &none)).buffer_limit(SMALL),
+            Profile::SmallTwo => {
+                config.filter(filter(0, &none)).filter(filter(1, &none)).buffer_limit(SMALL)
+            }
+            Profile::Lua => config
+                .filter(lua_reply("lua-before", "x-lua-before"))
+                .filter(filter(0, &none))
+                .filter(lua_reply("lua-behind", "x-lua-behind")),
+            Profile::Idle => config.filter(filter(0, &none)).stream_idle_timeout(SHORT),
+            Profile::RequestTimeout => config.filter(filter(0, &none)).request_timeout(SHORT),
+            Profile::FailOpen => config.filter(filter(0, &json!({"fail_open": true}))),
+        }
+    }
+}
