@@ -38,6 +38,8 @@ enum Repr {
 struct Live {
     exchange: Rc<Inner>,
     direction: Direction,
+    /// Its trailers were given out as a frame, after which there is nothing more.
+    trailers_given: bool,
 }
 
 impl Drop for Live {
@@ -58,7 +60,7 @@ pub(crate) enum Disposition {
 
 impl Body {
     pub(crate) fn live(exchange: Rc<Inner>, direction: Direction) -> Self {
-        Body(Repr::Live(Live { exchange, direction }))
+        Body(Repr::Live(Live { exchange, direction, trailers_given: false }))
     }
 
     pub(crate) fn from_frames(frames: FrameStream) -> Self {
@@ -222,8 +224,11 @@ impl Body {
         if let Some(chunk) = ready!(self.poll_chunk(cx))? {
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
-        let Repr::Live(live) = &self.0 else { return Poll::Ready(None) };
-        let trailers = live.exchange.take_trailers_frame(live.direction);
+        let Repr::Live(live) = &mut self.0 else { return Poll::Ready(None) };
+        if std::mem::replace(&mut live.trailers_given, true) {
+            return Poll::Ready(None);
+        }
+        let trailers = live.exchange.trailers_frame(live.direction);
         Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))))
     }
 
@@ -364,7 +369,7 @@ impl http_body::Body for Body {
         match &self.0 {
             Repr::Live(live) => {
                 live.exchange.is_drained(live.direction)
-                    && !live.exchange.has_trailers(live.direction)
+                    && (live.trailers_given || !live.exchange.has_trailers(live.direction))
             }
             _ => Body::is_end_stream(self),
         }
