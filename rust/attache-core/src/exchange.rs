@@ -754,6 +754,13 @@ impl Inner {
     /// A response of the filter's own.
     fn reply(self: &Rc<Self>, response: Response, arrived: bool) -> Result<()> {
         let Response { message, status, trailers } = response;
+        if message.headers.exchange().is_some() {
+            return Err(Error::make(
+                ErrorKind::InvalidMessage,
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the filter returned the response of another exchange",
+            ));
+        }
         if !(200..600).contains(&status.as_u16()) {
             return Err(Error::make(
                 ErrorKind::InvalidMessage,
@@ -1283,8 +1290,8 @@ impl Inner {
         self.state.borrow_mut().flow(direction).trailers
     }
 
-    /// The trailers as a frame of an `http_body::Body`: once.
-    pub(crate) fn take_trailers_frame(self: &Rc<Self>, direction: Direction) -> Option<HeaderMap> {
+    /// The trailers as a frame of an `http_body::Body`.
+    pub(crate) fn trailers_frame(self: &Rc<Self>, direction: Direction) -> Option<HeaderMap> {
         if !self.has_trailers(direction) {
             return None;
         }

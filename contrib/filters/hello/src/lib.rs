@@ -1,5 +1,7 @@
 //! Greets in a response header: the smallest filter that has a config.
 
+#![forbid(unsafe_code)]
+
 use attache::prelude::*;
 
 /// Sets `x-hello` on every response.
@@ -31,3 +33,28 @@ impl Filter for Hello {
 }
 
 attache::filters! { "hello" => Hello }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attache_test::{TestHost, TestRequest, TestResponse};
+
+    #[test]
+    fn it_greets_on_every_response() {
+        let host = TestHost::new::<Hello>(r#"{"greeting": "hi"}"#);
+        let response = host
+            .request(TestRequest::get("/"))
+            .upstream(|_| TestResponse::new(404).header("x-hello", "from upstream").body("gone"))
+            .run();
+        assert_eq!((response.status(), response.text()), (404, "gone".to_owned()));
+        assert_eq!(response.header_texts("x-hello"), ["hi"]);
+    }
+
+    #[test]
+    fn a_greeting_must_be_a_header_value() {
+        let error = TestHost::try_new::<Hello>(r#"{"greeting": "a\nb"}"#).unwrap_err();
+        assert!(error.contains("field `greeting`"), "{error}");
+        let error = TestHost::try_new::<Hello>("").unwrap_err();
+        assert!(error.contains("missing field `greeting`"), "{error}");
+    }
+}
