@@ -72,7 +72,9 @@ async fn a_long_body_is_redacted_in_its_stream() {
         assert!(upstream.seen(0).await.body == expected.as_bytes(), "the upstream saw a secret");
         assert!(reply.body == expected.as_bytes(), "the client got something else");
 
-        // Known in its length, which changes.
+        // Known in its length, which changes. On another connection: an answer that begins before
+        // its request has ended is, in HTTP/1.1, the last on its own, by Envoy's own rule.
+        let mut client = host.connect(&envoy).await;
         let call = Call::post("/").header("content-type", "text/plain").body("a hunter2 b");
         assert_eq!(client.fetch(call).await.text(), "a [redacted] b");
         assert_eq!(upstream.seen(1).await.header("content-length"), None);
@@ -107,6 +109,7 @@ async fn other_types_pass_and_encoded_bodies_are_refused() {
         let reply = client.fetch(call.header("content-encoding", "gzip")).await;
         assert_eq!(reply.status.as_u16(), 415);
         assert_eq!(upstream.count(), 2);
+        let mut client = host.connect(&envoy).await;
         let reply = client.fetch(Call::get("/")).await;
         assert_eq!((reply.status.as_u16(), reply.text()), (200, "[redacted]"));
         envoy.finish().await;
