@@ -33,6 +33,11 @@ use crate::{Next, Request, Response};
 ///
 /// One value serves all exchanges of a filter config, on all workers: shared state is a field.
 /// State of one exchange is a local variable of [`handle`](Filter::handle).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a filter",
+    label = "not a filter",
+    note = "implement `attache::Filter` for it: one async function that sees the whole exchange"
+)]
 pub trait Filter: Sized + Send + Sync + 'static {
     /// The filter's config, parsed from the config's JSON when Envoy loads it. `()` for none.
     /// Unknown fields are refused.

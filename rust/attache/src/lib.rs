@@ -48,12 +48,12 @@
 
 #![forbid(unsafe_code)]
 
+pub use attache_core::host::Capabilities;
 pub use attache_core::{
     Body, BodyError, BodyWriter, Buffered, Completion, ConfigError, Counter, Error, ErrorKind,
     Filter, Gauge, HeaderError, Headers, Histogram, JoinHandle, Next, Outcome, Request, Response,
     Result, ResultExt, Setup, Trailers, spawn, spawn_blocking,
 };
-pub use attache_core::host::Capabilities;
 pub use bytes;
 pub use http;
 
