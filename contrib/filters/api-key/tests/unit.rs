@@ -177,3 +177,39 @@ fn a_lookup_is_awaited_and_fails_closed() {
     host.open(with_key("stuck")).client_resets();
     assert_eq!(count(&host, "unavailable"), 2);
 }
+
+#[test]
+fn keys_in_a_file_are_read_again_when_it_changes() {
+    // SHA-256 of `one` and of `two`.
+    const ONE: &str = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
+    const TWO: &str = "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys.json");
+    let write = |hash: &str| {
+        let new = file.with_extension("new");
+        std::fs::write(&new, format!(r#"[{{"consumer": "a", "sha256": "{hash}"}}]"#)).unwrap();
+        std::fs::rename(new, &file).unwrap();
+    };
+    let host = TestHost::new::<ApiKey>(&format!(r#"{{"keys_file": "{}"}}"#, file.display()));
+    let becomes = |key: &str, wanted: Result<String, u16>| {
+        for _ in 0..1000 {
+            if consumer_of(&host, with_key(key)) == wanted {
+                return;
+            }
+            host.advance(Duration::from_secs(1));
+        }
+        panic!("{key} never became {wanted:?}");
+    };
+    assert_eq!(consumer_of(&host, with_key("one")), Err(503));
+    write(ONE);
+    becomes("one", Ok("a".into()));
+    let failures = host.counter("test.reload_failures");
+    write("no hash");
+    while host.counter("test.reload_failures") == failures {
+        becomes("one", Ok("a".into()));
+        host.advance(Duration::from_secs(1));
+    }
+    write(TWO);
+    becomes("one", Err(401));
+    becomes("two", Ok("a".into()));
+}

@@ -145,7 +145,9 @@ impl Filter for Misbehave {
 
             // Bodies over a limit.
             "/collect" => drop(req.body_mut().collect(8).await?),
-            "/buffer" => drop(req.body_mut().buffer(8).await?),
+            "/buffer" => {
+                req.body_mut().buffer(8).await?;
+            }
             "/collect-response" => {
                 let mut resp = next.run(req).await?;
                 let all = resp.body_mut().collect(8).await?;
