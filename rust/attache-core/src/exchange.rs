@@ -69,6 +69,8 @@ struct State {
     effect: Option<Box<Effect>>,
     /// A streamed reply of the filter's own.
     reply: Option<Box<ReplyStream>>,
+    /// Somebody else has answered, and nothing of that has come by here.
+    answered: bool,
     /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
     replied: bool,
     invalid: Option<Box<HeaderError>>,
@@ -154,6 +156,7 @@ impl Exchange {
             response_waiter: Waiter::Nobody,
             effect: None,
             reply: None,
+            answered: false,
             replied: false,
             invalid: None,
             outcome: None,
@@ -337,12 +340,17 @@ impl Inner {
             return DataVerdict::StopNoBuffer;
         }
         let host = &self.host;
-        let pump = self.state.borrow_mut().flow(direction).mode == Mode::Pump;
+        let (pump, stopped) = {
+            let mut state = self.state.borrow_mut();
+            let flow = state.flow(direction);
+            (flow.mode == Mode::Pump, flow.mode != Mode::Hold && flow.stopped)
+        };
         let seen = Seen {
             frame: host.body_len(direction, Area::Frame),
             frame_is_buffer: host.frame_is_buffer(direction),
             buffer: host.body_len(direction, Area::Buffer),
             limit: if pump { self.limit() } else { 0 },
+            trailers_follow: stopped && self.trailers_exist(direction),
         };
         let step = self.state.borrow_mut().flow(direction).on_data(seen);
         self.deal_with_input(direction, step.input);
@@ -364,8 +372,7 @@ impl Inner {
             self.end_hook(direction);
             return Verdict::Stop;
         }
-        let buffer = self.host.body_len(direction, Area::Buffer);
-        let step = self.state.borrow_mut().flow(direction).on_trailers(buffer);
+        let step = self.state.borrow_mut().flow(direction).on_trailers();
         if step.verdict == Verdict::Continue && !self.finish_trailers(direction) {
             self.settle();
             self.end_hook(direction);
@@ -384,10 +391,18 @@ impl Inner {
     }
 
     fn on_local_reply(self: &Rc<Self>) {
-        let state = self.state.borrow();
-        let ours = state.replied || !state.started || state.next == NextState::Called;
+        let mut state = self.state.borrow_mut();
+        if state.replied || !state.started {
+            return;
+        }
+        if !state.response.flow.started {
+            // It comes as a response, if it comes by here at all. Either way, it comes first.
+            state.answered = true;
+        }
+        // A response that has come by here is left behind.
+        let for_us = state.next == NextState::Called && !state.response.flow.started;
         drop(state);
-        if !ours && !self.busy.get() {
+        if !for_us && !self.busy.get() {
             self.cancel();
         }
     }
@@ -918,6 +933,10 @@ impl Inner {
         if meta.options.fail_open && state.let_pass() {
             return;
         }
+        if state.response.flow.finished {
+            // All that the client is to get has gone; a reset could only cut it off.
+            return;
+        }
         let effect = if state.response.flow.released || state.replied {
             Effect::Reset { details }
         } else {
@@ -958,6 +977,11 @@ impl Inner {
     fn apply(self: &Rc<Self>, effect: Effect) {
         {
             let mut state = self.state.borrow_mut();
+            if state.answered && !state.response.flow.started {
+                // Envoy would cut off what is on its way to the client.
+                drop(state);
+                return self.cancel();
+            }
             state.replied = true;
             let reply_reads_request =
                 matches!(effect, Effect::StartReply { .. }) && state.request.flow.reader;
@@ -1038,6 +1062,23 @@ impl Inner {
             if flow.hook.is_some() || !flow.stopped {
                 return;
             }
+            let goes_on = matches!(flow.mode, Mode::Pass | Mode::Pump);
+            let emits = goes_on && !flow.out.is_empty();
+            if emits && state.flow(direction.opposite()).hook.is_some() {
+                // In a hook of the other direction, Envoy refuses bytes for a buffer that it has
+                // not made yet.
+                self.wake.wake();
+                return;
+            }
+            let flow = state.flow(direction);
+            if goes_on
+                && flow.would_overtake(
+                    self.host.body_len(direction, Area::Buffer),
+                    self.trailers_exist(direction),
+                )
+            {
+                return;
+            }
         }
         let limit = self.limit();
         let mut state = self.state.borrow_mut();
@@ -1058,6 +1099,10 @@ impl Inner {
                 self.read(|host| host.resume(direction));
             }
         }
+    }
+
+    fn trailers_exist(&self, direction: Direction) -> bool {
+        self.read(|host| host.headers(direction.trailers(), &mut |_, _| ())) == Some(true)
     }
 
     fn deal_with_input(&self, direction: Direction, input: Input) {

@@ -120,6 +120,9 @@ pub(crate) struct Seen {
     pub(crate) buffer: usize,
     /// The most bytes to take out of Envoy to make room for output. Only looked at in `Pump`.
     pub(crate) limit: usize,
+    /// The message's trailers are there, though their hook has not run. Only looked at while
+    /// stopped.
+    pub(crate) trailers_follow: bool,
 }
 
 /// What to do with unread input before output goes to the same place.
@@ -215,6 +218,10 @@ impl Flow {
         // Ended with trailers means that the trailers hook brings the end.
         let end = self.ended && !self.trailers;
         match self.mode {
+            // An earlier filter lets go a whole message at once. Were we to continue now, Envoy
+            // would send the trailers with the data, and then once more after their own hook. That
+            // hook is next, and can let everything go.
+            Mode::Pass | Mode::Pump if self.stopped && seen.trailers_follow => self.hold(seen),
             Mode::Pass => {
                 self.let_go(end);
                 self.held = 0;
@@ -242,7 +249,7 @@ impl Flow {
         }
     }
 
-    pub(crate) fn on_trailers(&mut self, buffer: usize) -> Step {
+    pub(crate) fn on_trailers(&mut self) -> Step {
         let stop = Step { verdict: Verdict::Stop, emit: false, again: false };
         match self.mode {
             Mode::Hold | Mode::Discard => {
@@ -254,9 +261,9 @@ impl Flow {
                 self.held = 0;
                 Step { verdict: Verdict::Continue, emit: false, again: false }
             }
-            // Another filter's bytes are in the buffer: ours would slip by it unseen. A resume
-            // shows it both.
-            Mode::Pump if self.out_done && !self.stopped && buffer > 0 && !self.out.is_empty() => {
+            // Nothing is stopped, so Envoy would leave in its buffer what we put there now. After
+            // a stop, a resume sends it.
+            Mode::Pump if self.out_done && !self.stopped && !self.out.is_empty() => {
                 self.stopped = true;
                 Step { again: true, ..stop }
             }
@@ -269,6 +276,12 @@ impl Flow {
                 stop
             }
         }
+    }
+
+    /// Whether a resume, now, would carry along what an earlier filter holds: bytes in the shared
+    /// buffer, or trailers. The hook that brings them to us is still to come.
+    pub(crate) fn would_overtake(&self, buffer: usize, trailers: bool) -> bool {
+        !self.ended && (trailers || (!self.released && buffer > self.held))
     }
 
     /// Between hooks. The caller has to carry the step out before it calls again.
@@ -351,7 +364,7 @@ mod tests {
     const LIMIT: usize = 100;
 
     fn frame(len: usize) -> Seen {
-        Seen { frame: len, frame_is_buffer: false, buffer: 0, limit: LIMIT }
+        Seen { frame: len, frame_is_buffer: false, buffer: 0, limit: LIMIT, trailers_follow: false }
     }
 
     fn pump() -> Flow {
@@ -457,7 +470,7 @@ mod tests {
         flow.on_data(frame(4));
         flow.ended = true;
         flow.trailers = true;
-        assert_eq!(flow.on_trailers(0).verdict, Verdict::Stop);
+        assert_eq!(flow.on_trailers().verdict, Verdict::Stop);
         flow.out_done = true;
         assert_eq!(flow.between_hooks(LIMIT), Move::Resume { input: Input::Take });
     }

@@ -139,6 +139,11 @@ impl TestHost {
         })
     }
 
+    /// The filter as it was loaded, for a [`Model`](crate::model::Model) of one's own.
+    pub fn loaded(&self) -> Loaded {
+        self.0.loaded.clone()
+    }
+
     /// A whole request, to be [run](OneShot::run) to its end.
     pub fn request(&self, request: TestRequest) -> OneShot {
         OneShot::new(self.clone(), request)

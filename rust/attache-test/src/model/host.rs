@@ -354,6 +354,7 @@ impl Host for ModelHost {
 
     fn reset(&self, _details: &str) {
         self.writes("reset");
+        self.stream.check_reset();
         self.stream.reset_stream();
     }
 

@@ -238,6 +238,12 @@ fn index(direction: Direction) -> usize {
 
 const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 
+impl Way {
+    fn new() -> Self {
+        Way { streaming: Cell::new(true), ..Way::default() }
+    }
+}
+
 impl Stream {
     pub(crate) fn way(&self, direction: Direction) -> &Way {
         &self.ways[index(direction)]
@@ -1014,6 +1020,13 @@ impl Stream {
         self.trailers(Direction::Response, None);
     }
 
+    /// A reset by the filter under test cuts off what the codec still has.
+    pub(crate) fn check_reset(&self) {
+        if self.response_complete.get() {
+            self.violation("reset of a stream whose response is complete, and perhaps on its way");
+        }
+    }
+
     pub(crate) fn reset_stream(self: &Rc<Self>) {
         self.abort_running();
         self.client.borrow_mut().reset = true;
@@ -1077,7 +1090,7 @@ impl Model {
             legs: [legs(), legs()],
             chain,
             ours,
-            ways: Default::default(),
+            ways: [Way::new(), Way::new()],
             buffer_limit: Cell::new(options.buffer_limit),
             options,
             exchange: RefCell::new(None),
@@ -1125,6 +1138,9 @@ impl Model {
     /// The client sends its request's headers. The stream, and the exchange, start here.
     pub fn client_headers(&self, headers: Fields, end: bool) {
         let stream = &self.0;
+        if self.over() || stream.way(Direction::Request).headers.borrow().is_some() {
+            return;
+        }
         let value = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         stream
             .is_grpc
@@ -1252,9 +1268,18 @@ impl Model {
     }
 
     /// The neighbour lets go what it holds.
+    ///
+    /// Not while an earlier filter holds a message whose headers it has let go: Envoy would send that
+    /// filter's bytes, or the message's end, together with the neighbour's. No filter can help that,
+    /// so the model does not go there.
     pub fn release(&self, before: bool, direction: Direction) {
         let Some(place) = self.neighbour(before) else { return };
         let leg = self.0.leg(direction, place);
+        let ours = self.0.our_leg(direction);
+        let later = before == (direction == Direction::Response);
+        if later && ours.stopped.get() && ours.headers_continued.get() {
+            return;
+        }
         let was_holding = leg.holding.replace(false);
         if was_holding && leg.stopped.get() && !self.over() {
             self.0.continue_from(direction, place);

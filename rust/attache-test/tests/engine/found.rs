@@ -1,0 +1,131 @@
+//! One test for each promise that the engine was once found not to keep, as small as it gets.
+
+use crate::support::*;
+use attache_core::host::Direction;
+use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+use attache_test::model::{Neighbour, Options};
+use attache_test::{TestHost, TestRequest, TestResponse};
+use std::time::Duration;
+
+fn check(case: &Case) {
+    if let Err(broken) = run(case) {
+        panic!("{broken}");
+    }
+}
+
+fn body(chunks: &[usize]) -> Script {
+    Script { chunks: chunks.to_vec(), ..Script::default() }
+}
+
+fn body_and_trailers(chunks: &[usize]) -> Script {
+    Script { trailers: true, ..body(chunks) }
+}
+
+#[test]
+fn an_echo_of_a_body_with_trailers_ends() {
+    check(&Case {
+        program: Program { early: Some(Finish::Own(Own::Echo)), ..Program::default() },
+        request: body_and_trailers(&[3]),
+        ..Case::default()
+    });
+}
+
+/// A neighbour lets go headers, data and trailers in one call. Continuing at the data would send
+/// the trailers twice.
+#[test]
+fn trailers_go_once_when_a_neighbour_lets_all_go() {
+    check(&Case {
+        program: Program { before: vec![Step::Wait(Wait::Yield)], ..Program::default() },
+        request: body_and_trailers(&[3]),
+        before: Some(Neighbour::Buffers),
+        ..Case::default()
+    });
+}
+
+/// A resume leaves an empty buffer behind; what is put there in a trailers hook stays there.
+#[test]
+fn output_at_the_trailers_is_not_left_in_the_buffer() {
+    use Event::{Client, Scheduled};
+    check(&Case {
+        program: Program { request: Change::Pipe(Wait::Yield, Wait::No), ..Program::default() },
+        request: body_and_trailers(&[3]),
+        events: vec![Client, Client, Scheduled, Scheduled, Client],
+        ..Case::default()
+    });
+}
+
+/// In a response hook, Envoy refuses bytes for a request buffer that it has not made.
+#[test]
+fn request_output_that_is_ready_in_a_response_hook_waits_for_its_end() {
+    use Event::{Client, Time, Upstream};
+    check(&Case {
+        program: Program { request: Change::Stream(Wait::Sleep), ..Program::default() },
+        request: body(&[3, 3]),
+        response: body(&[3]),
+        events: vec![Client, Client, Time, Upstream],
+        ..Case::default()
+    });
+}
+
+/// A later filter's buffer is full: the reply goes straight to the client, and ours would cut it
+/// off.
+#[test]
+fn a_reply_that_does_not_come_by_is_not_answered_again() {
+    check(&Case {
+        program: Program { gives_up: Some(Own::Empty), ..Program::default() },
+        response: Script { late_end: true, ..body(&[17]) },
+        after: Some(Neighbour::Buffers),
+        limit: 16,
+        late_end: true,
+        ..Case::default()
+    });
+}
+
+struct Sleeper;
+
+impl Filter for Sleeper {
+    type Config = ();
+    type RouteConfig = ();
+    fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Sleeper)
+    }
+    async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        req.map_body(|chunk| chunk.to_ascii_uppercase().into());
+        next.run(req).await
+    }
+}
+
+/// The buffer is shared: letting the headers go would send the bytes that an earlier filter still
+/// holds.
+#[test]
+fn bytes_that_an_earlier_filter_holds_do_not_slip_by() {
+    let chain = Options { before: Some(Neighbour::Passes), ..Options::default() };
+    let host = TestHost::new::<Sleeper>("").in_chain(chain);
+    let exchange = host.open(TestRequest::post("/").streaming());
+    exchange.model().hold(true, Direction::Request);
+    exchange.send("held ");
+    exchange.advance(Duration::from_secs(2));
+    exchange.model().release(true, Direction::Request);
+    exchange.send_last("more");
+    assert_eq!(exchange.upstream().unwrap().text(), "HELD MORE");
+    exchange.respond(TestResponse::new(200));
+    assert_eq!(exchange.finish().status(), 200);
+}
+
+/// As before, with trailers.
+#[test]
+fn trailers_that_an_earlier_filter_holds_do_not_slip_by() {
+    let chain = Options { before: Some(Neighbour::Passes), ..Options::default() };
+    let host = TestHost::new::<Sleeper>("").in_chain(chain);
+    let exchange = host.open(TestRequest::post("/").streaming());
+    exchange.send("data");
+    exchange.model().hold(true, Direction::Request);
+    exchange.send_trailers(&[("x-last", "1")]);
+    exchange.advance(Duration::from_secs(2));
+    exchange.model().release(true, Direction::Request);
+    exchange.advance(Duration::ZERO);
+    let upstream = exchange.upstream().unwrap();
+    assert_eq!(upstream.text(), "DATA");
+    assert_eq!(upstream.trailer_text("x-last"), Some("1"));
+}

@@ -1,0 +1,902 @@
+//! Random programs, random interleavings, and an oracle: what all tests of the engine
+//! have in common.
+//!
+//! A [`Case`] is a filter's behaviour put together from small steps, a request, a response, and the
+//! order in which things happen. [`run`] plays it against the strict model and checks every promise
+//! of the engine; the first broken one is the error.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::thread::ThreadId;
+use std::time::Duration;
+
+use attache_core::host::Direction;
+use attache_core::registry::Loaded;
+use attache_core::{
+    Body, Completion, ConfigError, Error, Filter, Next, Request, Response, Result, Setup, spawn,
+};
+use attache_test::TestHost;
+use attache_test::model::{Fields, Model, Neighbour, Options, Received, Upstream};
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use http::StatusCode;
+
+pub(crate) const HUGE: usize = 1 << 20;
+
+/// A wait of the filter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Wait {
+    /// For nothing.
+    No,
+    /// For a poll that it asks for itself.
+    Yield,
+    /// For the clock.
+    Sleep,
+    /// For a spawned task.
+    Spawn,
+}
+
+/// What a filter does with a message before it lets it go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Step {
+    Wait(Wait),
+    Chunk,
+    Buffer(usize),
+    Collect(usize),
+    Header,
+}
+
+/// What a message's body becomes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Change {
+    Keep,
+    Map,
+    /// Bytes are passed on piece by piece, with a wait before each and one before the end.
+    Pipe(Wait, Wait),
+    /// As `Pipe`, but it stops reading after one chunk.
+    PipeOne(Wait),
+    Full,
+    Empty,
+    Stream(Wait),
+}
+
+/// A response of the filter's own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Own {
+    Empty,
+    Full,
+    Stream(Wait),
+    /// The request's body (of what is left of it), streamed back.
+    Echo,
+    Trailers,
+}
+
+/// How a filter ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Finish {
+    Return,
+    Own(Own),
+    /// A new head for the upstream's body.
+    NewHead,
+    Error,
+    Panic,
+    SpawnedPanic,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    pub(crate) before: Vec<Step>,
+    /// `None` goes on; anything else ends before `next.run`.
+    pub(crate) early: Option<Finish>,
+    pub(crate) request: Change,
+    pub(crate) request_trailers: bool,
+    /// Give up waiting for the response after a sleep, and answer with this.
+    pub(crate) gives_up: Option<Own>,
+    pub(crate) after: Vec<Step>,
+    pub(crate) response: Change,
+    pub(crate) response_trailers: bool,
+    pub(crate) finish: Finish,
+}
+
+impl Default for Program {
+    fn default() -> Self {
+        Program {
+            before: vec![],
+            early: None,
+            request: Change::Keep,
+            request_trailers: false,
+            gives_up: None,
+            after: vec![],
+            response: Change::Keep,
+            response_trailers: false,
+            finish: Finish::Return,
+        }
+    }
+}
+
+/// A message as one side sends it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Script {
+    pub(crate) chunks: Vec<usize>,
+    pub(crate) trailers: bool,
+    /// The end comes as an empty frame of its own.
+    pub(crate) late_end: bool,
+    pub(crate) length: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Event {
+    Client,
+    Upstream,
+    Scheduled,
+    Tasks,
+    Time,
+    Watermark,
+    Hold(bool, Direction),
+    Release(bool, Direction),
+    ClientReset,
+    UpstreamReset,
+    LocalReply,
+    Flush,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) program: Program,
+    pub(crate) head: bool,
+    pub(crate) request: Script,
+    pub(crate) response: Script,
+    pub(crate) before: Option<Neighbour>,
+    pub(crate) after: Option<Neighbour>,
+    pub(crate) upstream: Upstream,
+    pub(crate) limit: u64,
+    pub(crate) late_end: bool,
+    /// A paused sender sends nothing.
+    pub(crate) obedient: bool,
+    pub(crate) events: Vec<Event>,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Case {
+            program: Program::default(),
+            head: false,
+            request: Script::default(),
+            response: Script::default(),
+            before: None,
+            after: None,
+            upstream: Upstream::Waits,
+            limit: 1 << 20,
+            late_end: false,
+            obedient: true,
+            events: vec![],
+        }
+    }
+}
+
+// ---- the filter -----------------------------------------------------------------------------
+
+#[derive(Default)]
+struct Record {
+    program: Program,
+    started: u32,
+    completed: u32,
+    created: u32,
+    dropped: u32,
+    next: bool,
+    gave_up: bool,
+    returned: bool,
+    /// What was read out of each message.
+    taken: [Vec<u8>; 2],
+    wrong: Vec<String>,
+}
+
+thread_local! {
+    static RECORD: RefCell<Record> = RefCell::default();
+    static WORLD: World = World::new();
+}
+
+fn record<R>(f: impl FnOnce(&mut Record) -> R) -> R {
+    RECORD.with_borrow_mut(f)
+}
+
+/// Something that the future owns.
+struct Token(ThreadId);
+
+impl Token {
+    fn new() -> Self {
+        record(|r| r.created += 1);
+        Token(std::thread::current().id())
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        record(|r| {
+            r.dropped += 1;
+            if std::thread::current().id() != self.0 {
+                r.wrong.push("dropped on another thread".into());
+            }
+        });
+    }
+}
+
+async fn wait(wait: Wait) -> Result<()> {
+    match wait {
+        Wait::No => (),
+        Wait::Yield => {
+            let mut asked = false;
+            std::future::poll_fn(|cx| {
+                if std::mem::replace(&mut asked, true) {
+                    return std::task::Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                std::task::Poll::Pending
+            })
+            .await;
+        }
+        Wait::Sleep => tokio::time::sleep(Duration::from_millis(10)).await,
+        Wait::Spawn => spawn(async { tokio::task::yield_now().await }).await?,
+    }
+    Ok(())
+}
+
+const OWN: &[u8] = b"the filter's own bytes";
+
+fn mapped(bytes: &[u8]) -> Bytes {
+    bytes.iter().map(|b| b ^ 0x80).collect::<Vec<_>>().into()
+}
+
+fn stream(pause: Wait) -> Body {
+    let stream = futures_util::stream::unfold(0, move |at| async move {
+        let token = Token::new();
+        if let Err(error) = wait(pause).await {
+            return Some((Err(error), OWN.len()));
+        }
+        drop(token);
+        let end = (at + 9).min(OWN.len());
+        (at < end).then(|| (Ok(Bytes::from_static(&OWN[at..end])), end))
+    });
+    Body::from_stream::<_, Error>(stream)
+}
+
+fn change(body: Body, change: Change) -> Body {
+    let holder = |body: Body, each: Wait, end: Wait, one: bool| {
+        let mut request = Response::new(StatusCode::OK).with_body(body);
+        request.pipe_body(move |mut input, mut output| async move {
+            let _token = Token::new();
+            while let Some(chunk) = input.chunk().await? {
+                wait(each).await?;
+                output.send(mapped(&chunk)).await?;
+                if one {
+                    drop(input);
+                    wait(each).await?;
+                    return output.send(&b"."[..]).await;
+                }
+            }
+            wait(end).await?;
+            output.send(&b"."[..]).await
+        });
+        request.take_body()
+    };
+    match change {
+        Change::Keep => body,
+        Change::Map => {
+            let mut message = Response::new(StatusCode::OK).with_body(body);
+            let token = Token::new();
+            message.map_body(move |chunk| {
+                let _ = &token;
+                mapped(&chunk)
+            });
+            message.take_body()
+        }
+        Change::Pipe(each, end) => holder(body, each, end, false),
+        Change::PipeOne(each) => holder(body, each, Wait::No, true),
+        Change::Full => Body::from(OWN),
+        Change::Empty => Body::empty(),
+        Change::Stream(pause) => stream(pause),
+    }
+}
+
+async fn steps(steps: &[Step], side: usize, body: &mut Body) -> Result<bool> {
+    let mut header = false;
+    for step in steps {
+        match *step {
+            Step::Wait(how) => wait(how).await?,
+            Step::Header => header = true,
+            Step::Chunk => {
+                if let Some(chunk) = body.chunk().await? {
+                    record(|r| r.taken[side].extend_from_slice(&chunk));
+                }
+            }
+            Step::Buffer(limit) => {
+                let seen = body.buffer(limit).await?.to_bytes();
+                record(|r| {
+                    if side == 1 {
+                        return;
+                    }
+                    let from = r.taken[side].len();
+                    let want: Vec<u8> = (from..from + seen.len()).map(input).collect();
+                    if seen != want {
+                        r.wrong.push(format!("buffered {seen:?}, not {want:?}"));
+                    }
+                });
+            }
+            Step::Collect(limit) => {
+                let all = body.collect(limit).await?;
+                record(|r| r.taken[side].extend_from_slice(&all));
+            }
+        }
+    }
+    Ok(header)
+}
+
+fn own(own: Own, request: Option<Body>) -> Response {
+    let mut response = Response::new(StatusCode::ACCEPTED).with_header("x-own", "1");
+    match own {
+        Own::Empty => (),
+        Own::Full => response.set_body(OWN),
+        Own::Stream(pause) => response.set_body(stream(pause)),
+        Own::Echo => response.set_body(request.unwrap_or_default()),
+        Own::Trailers => {
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("x-last", "1".parse().unwrap());
+            response = response.with_body(OWN).with_trailers(trailers);
+        }
+    }
+    response
+}
+
+struct Random;
+
+impl Filter for Random {
+    type Config = ();
+    type RouteConfig = ();
+
+    fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Random)
+    }
+
+    async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
+        let program = record(|r| {
+            r.started += 1;
+            r.program.clone()
+        });
+        let _token = Token::new();
+        if steps(&program.before, 0, req.body_mut()).await? {
+            req.headers_mut().set("x-set", "1");
+        }
+        match program.early {
+            None => (),
+            Some(Finish::Own(how)) => {
+                let body = req.take_body();
+                record(|r| r.returned = true);
+                return Ok(own(how, Some(body)));
+            }
+            Some(Finish::Panic) => panic!("program: panics"),
+            Some(Finish::SpawnedPanic) => spawn(async { panic!("program: panics") }).await?,
+            Some(_) => return Err(Error::status(StatusCode::IM_A_TEAPOT, "program")),
+        }
+        let body = req.take_body();
+        req.set_body(change(body, program.request));
+        if program.request_trailers {
+            let token = Token::new();
+            req.map_trailers(move |trailers| {
+                drop(token);
+                trailers.set("x-mapped", "1");
+            });
+        }
+        record(|r| r.next = true);
+        let mut resp = match program.gives_up {
+            None => next.run(req).await?,
+            Some(how) => {
+                let run = std::pin::pin!(next.run(req));
+                let sleep = std::pin::pin!(tokio::time::sleep(Duration::from_millis(15)));
+                match select(run, sleep).await {
+                    Either::Left((resp, _)) => resp?,
+                    Either::Right(_) => {
+                        record(|r| {
+                            r.gave_up = true;
+                            r.returned = true;
+                        });
+                        return Ok(own(how, None));
+                    }
+                }
+            }
+        };
+        if steps(&program.after, 1, resp.body_mut()).await? {
+            resp.headers_mut().set("x-set", "1");
+        }
+        match program.finish {
+            Finish::Return => (),
+            Finish::Own(how) => {
+                drop(resp);
+                record(|r| r.returned = true);
+                return Ok(own(how, None));
+            }
+            Finish::NewHead => {
+                record(|r| r.returned = true);
+                let body = resp.take_body();
+                return Ok(Response::new(StatusCode::ACCEPTED)
+                    .with_header("x-new", "1")
+                    .with_body(body));
+            }
+            Finish::Error => return Err(Error::status(StatusCode::IM_A_TEAPOT, "program")),
+            Finish::Panic => panic!("program: panics"),
+            Finish::SpawnedPanic => spawn(async { panic!("program: panics") }).await?,
+        }
+        let body = resp.take_body();
+        resp.set_body(change(body, program.response));
+        if program.response_trailers {
+            resp.map_trailers(|trailers| trailers.set("x-mapped", "1"));
+        }
+        record(|r| r.returned = true);
+        Ok(resp)
+    }
+
+    fn on_complete(&self, _: &Completion) {
+        record(|r| r.completed += 1);
+    }
+}
+
+// ---- the world around it --------------------------------------------------------------------
+
+struct World {
+    runtime: tokio::runtime::Runtime,
+    loaded: Loaded,
+}
+
+impl World {
+    fn new() -> Self {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let payload = info.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let message = text.or(payload.downcast_ref::<String>().map(String::as_str));
+            let message = message.unwrap_or_default();
+            if !message.starts_with("program:") && !message.starts_with("ModelViolation") {
+                hook(info);
+            }
+        }));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let loaded = {
+            let _entered = runtime.enter();
+            TestHost::new::<Random>(r#"{"attache": {"slow_poll_ms": 1000000}}"#).loaded()
+        };
+        World { runtime, loaded }
+    }
+
+    fn tasks(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    fn time(&self) {
+        self.runtime.block_on(tokio::time::advance(Duration::from_millis(10)));
+        self.tasks();
+    }
+}
+
+/// The byte at a place of what a sender sends.
+fn input(at: usize) -> u8 {
+    (at % 127) as u8
+}
+
+enum Piece {
+    Headers(Fields, bool),
+    Data(Vec<u8>, bool),
+    Trailers,
+}
+
+fn pieces(mut headers: Fields, script: &Script) -> VecDeque<Piece> {
+    let total: usize = script.chunks.iter().sum();
+    let bare = script.chunks.is_empty() && !script.trailers && !script.late_end;
+    if script.length && !bare {
+        headers.push(("content-length".into(), total.to_string().into()));
+    }
+    let mut all = VecDeque::from([Piece::Headers(headers, bare)]);
+    let mut at = 0;
+    let last = script.chunks.len();
+    for (i, len) in script.chunks.iter().enumerate() {
+        let end = i + 1 == last && !script.trailers && !script.late_end;
+        all.push_back(Piece::Data((at..at + len).map(input).collect(), end));
+        at += len;
+    }
+    if script.trailers {
+        all.push_back(Piece::Trailers);
+    } else if script.late_end {
+        all.push_back(Piece::Data(vec![], true));
+    }
+    all
+}
+
+fn trailers() -> Fields {
+    vec![("x-trailer".into(), "1".into())]
+}
+
+struct Play<'a> {
+    case: &'a Case,
+    model: Model,
+    world: &'a World,
+    client: VecDeque<Piece>,
+    upstream: VecDeque<Piece>,
+    above: bool,
+    disturbed: bool,
+}
+
+impl Play<'_> {
+    fn client(&mut self) -> bool {
+        if self.case.obedient && self.model.paused(Direction::Request) {
+            return false;
+        }
+        let Some(piece) = self.client.pop_front() else { return false };
+        match piece {
+            Piece::Headers(headers, end) => self.model.client_headers(headers, end),
+            Piece::Data(data, end) => self.model.client_data(data, end),
+            Piece::Trailers => self.model.client_trailers(trailers()),
+        }
+        true
+    }
+
+    fn upstream(&mut self) -> bool {
+        if self.case.obedient && self.model.paused(Direction::Response) {
+            return false;
+        }
+        if self.model.upstream().headers.is_none() {
+            return false;
+        }
+        let Some(piece) = self.upstream.pop_front() else { return false };
+        match piece {
+            Piece::Headers(headers, end) => self.model.upstream_headers(headers, end),
+            Piece::Data(data, end) => self.model.upstream_data(data, end),
+            Piece::Trailers => self.model.upstream_trailers(trailers()),
+        }
+        true
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Client => {
+                self.client();
+            }
+            Event::Upstream => {
+                self.upstream();
+            }
+            Event::Scheduled => {
+                self.model.run_scheduled();
+            }
+            Event::Tasks => self.world.tasks(),
+            Event::Time => self.world.time(),
+            Event::Watermark => {
+                self.above = !self.above;
+                self.model.client_watermark(self.above);
+            }
+            // An earlier filter that begins to hold in the middle of a message cannot be told from a
+            // later one: Envoy's shared buffer does not work with it.
+            Event::Hold(before, direction)
+                if before == (direction == Direction::Request) && self.has_begun(direction) => {}
+            Event::Hold(before, direction) => self.model.hold(before, direction),
+            Event::Release(before, direction) => self.model.release(before, direction),
+            Event::ClientReset => {
+                self.disturbed = true;
+                self.model.client_reset();
+            }
+            Event::UpstreamReset => {
+                self.disturbed = true;
+                self.model.upstream_reset();
+            }
+            Event::LocalReply => {
+                self.disturbed = true;
+                self.model.local_reply(504, "elsewhere");
+            }
+            Event::Flush => self.model.flush(),
+        }
+    }
+
+    fn has_begun(&self, direction: Direction) -> bool {
+        let left = match direction {
+            Direction::Request => &self.client,
+            Direction::Response => &self.upstream,
+        };
+        !matches!(left.front(), Some(Piece::Headers(..)))
+    }
+
+    /// Everything that is still to come, comes.
+    fn drain(&mut self) {
+        if self.above {
+            self.event(Event::Watermark);
+        }
+        let mut idle = 0;
+        let mut turns = 0;
+        while idle < 12 {
+            let mut moved = false;
+            turns += 1;
+            assert!(turns < 2_000, "livelock: the exchange wakes itself for ever");
+            for before in [true, false] {
+                self.model.release(before, Direction::Request);
+                self.model.release(before, Direction::Response);
+            }
+            moved |= self.client();
+            moved |= self.upstream();
+            moved |= self.model.run_scheduled();
+            self.world.time();
+            moved |= self.model.has_scheduled();
+            idle = if moved { 0 } else { idle + 1 };
+        }
+    }
+}
+
+/// What a change makes of what is left of a body.
+fn changed(change: Change, rest: &[u8]) -> Option<Vec<u8>> {
+    Some(match change {
+        Change::Keep => rest.to_vec(),
+        Change::Map => mapped(rest).to_vec(),
+        Change::Pipe(..) => [&mapped(rest)[..], b"."].concat(),
+        // Which bytes are the first chunk depends on the timing.
+        Change::PipeOne(_) => return None,
+        Change::Full | Change::Stream(_) => OWN.to_vec(),
+        Change::Empty => vec![],
+    })
+}
+
+fn body_is(got: &Received, want: &[u8], what: &str) -> Result<(), String> {
+    let body = got.body();
+    if !want.starts_with(&body) || (got.ended && body.len() != want.len()) {
+        return Err(format!("{what} got {body:?}, not {want:?} (ended: {})", got.ended));
+    }
+    Ok(())
+}
+
+fn framing_is_right(got: &Received, head: bool, what: &str) -> Result<(), String> {
+    if let Some(length) = got.header("content-length")
+        && got.ended
+        && !head
+        && length != got.body().len().to_string()
+    {
+        return Err(format!("{what}: content-length {length:?}, body {:?}", got.body()));
+    }
+    Ok(())
+}
+
+fn has(fields: &Option<Fields>, name: &str) -> bool {
+    fields.as_ref().is_some_and(|f| f.iter().any(|(n, _)| n == name))
+}
+
+/// Plays a case. The error says which promise was broken.
+pub(crate) fn run(case: &Case) -> Result<(), String> {
+    if std::env::var("TRACE").is_ok() {
+        eprintln!("{case:?}");
+    }
+    WORLD.with(|world| run_in(case, world))
+}
+
+fn run_in(case: &Case, world: &World) -> Result<(), String> {
+    let _runtime = world.runtime.enter();
+    record(|r| *r = Record { program: case.program.clone(), ..Record::default() });
+    let method = if case.head { "HEAD" } else { "POST" };
+    let head: Fields =
+        [(":method", method), (":path", "/"), (":scheme", "http"), (":authority", "t")]
+            .map(|(n, v)| (n.to_owned(), Bytes::from(v)))
+            .into();
+    let mut response = case.response.clone();
+    if case.head {
+        response = Script::default();
+    }
+    let status = vec![(":status".to_owned(), Bytes::from("200")), ("x-up".into(), "1".into())];
+    let model = Model::new(
+        &world.loaded,
+        Options {
+            before: case.before,
+            after: case.after,
+            buffer_limit: case.limit,
+            upstream: case.upstream,
+            late_end: case.late_end,
+            route_config: None,
+        },
+    );
+    let mut play = Play {
+        case,
+        model: model.clone(),
+        world,
+        client: pieces(head, &case.request),
+        upstream: pieces(status, &response),
+        above: false,
+        disturbed: false,
+    };
+    let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for event in &case.events {
+            play.event(*event);
+        }
+        play.drain();
+        let checked = check(case, &play, &response);
+        play.model.client_reset();
+        play.model.flush();
+        play.drain();
+        checked
+    }));
+    if let Some(first) = model.violations().first() {
+        return Err(first.to_string());
+    }
+    match played {
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            return Err(format!("it panicked: {}", text.unwrap_or_default()));
+        }
+        Ok(checked) => checked?,
+    }
+    let freed = model.is_freed();
+    record(|r| {
+        if let Some(wrong) = r.wrong.first() {
+            return Err(wrong.clone());
+        }
+        if r.completed != r.started {
+            return Err(format!("on_complete ran {} times for {}", r.completed, r.started));
+        }
+        if r.created != r.dropped {
+            return Err(format!("{} were made, {} dropped", r.created, r.dropped));
+        }
+        Ok(())
+    })?;
+    if !freed {
+        return Err("the exchange was not freed".into());
+    }
+    Ok(())
+}
+
+fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> {
+    let program = &case.program;
+    let (client, upstream) = (play.model.client(), play.model.upstream());
+    let total =
+        |script: &Script| -> Vec<u8> { (0..script.chunks.iter().sum()).map(input).collect() };
+    let inputs = [total(&case.request), total(response)];
+    let (taken, next, gave_up, started) =
+        record(|r| (r.taken.clone(), r.next, r.gave_up, r.started > 0));
+    let replies = [case.before, case.after].contains(&Some(Neighbour::Replies));
+    let buffers = [case.before, case.after].contains(&Some(Neighbour::Buffers));
+    let refuses = case.upstream == Upstream::Refuses;
+    // The response that the filter saw may not be the upstream's.
+    let foreign = replies || buffers || refuses || play.disturbed;
+    for side in 0..2 {
+        if side == 1 && foreign {
+            continue;
+        }
+        if !inputs[side].starts_with(&taken[side]) {
+            return Err(format!("side {side} read {:?}", taken[side]));
+        }
+    }
+    framing_is_right(&upstream, false, "the upstream")?;
+    framing_is_right(&client, case.head, "the client")?;
+
+    // Request.
+    let rest = &inputs[0][taken[0].len()..];
+    let want = changed(program.request, rest);
+    if upstream.headers.is_some() {
+        if !next && started {
+            return Err("the request went on without `next.run`".into());
+        }
+        if let Some(want) = &want {
+            body_is(&upstream, want, "the upstream")?;
+        }
+        if upstream.ended && case.request.trailers != upstream.trailers.is_some() {
+            return Err(format!("request trailers: {:?}", upstream.trailers));
+        }
+        if upstream.trailers.is_some()
+            && (!has(&upstream.trailers, "x-trailer")
+                || has(&upstream.trailers, "x-mapped") != program.request_trailers)
+        {
+            return Err(format!("request trailers: {:?}", upstream.trailers));
+        }
+    }
+
+    // Response.
+    let from_upstream = has(&client.headers, "x-up");
+    let rest = inputs[1].get(taken[1].len()..).unwrap_or_default();
+    let want = if case.head { Some(vec![]) } else { changed(program.response, rest) };
+    if from_upstream {
+        if let Some(want) = &want {
+            body_is(&client, want, "the client")?;
+        }
+        if client.ended && response.trailers != client.trailers.is_some() {
+            return Err(format!("response trailers: {:?}", client.trailers));
+        }
+        if client.trailers.is_some()
+            && has(&client.trailers, "x-mapped") != program.response_trailers
+        {
+            return Err(format!("response trailers: {:?}", client.trailers));
+        }
+    }
+    let chosen = if gave_up {
+        program.gives_up
+    } else {
+        match (next, program.early, program.finish) {
+            (false, Some(Finish::Own(own)), _) | (true, _, Finish::Own(own)) => Some(own),
+            _ => None,
+        }
+    };
+    if has(&client.headers, "x-own") {
+        let echoed = if next { vec![] } else { inputs[0][taken[0].len()..].to_vec() };
+        let want = match chosen {
+            None => return Err("a reply that the program did not make".into()),
+            _ if case.head => vec![],
+            Some(Own::Empty) => vec![],
+            Some(Own::Echo) => echoed,
+            Some(_) => OWN.to_vec(),
+        };
+        body_is(&client, &want, "the client")?;
+    }
+    if has(&client.headers, "x-new") && !foreign {
+        let want = if case.head { &[] } else { rest };
+        body_is(&client, want, "the client")?;
+    }
+
+    // Nothing stuck: unless the world interfered, the exchange has ended, and as it should.
+    if play.disturbed {
+        return Ok(());
+    }
+    if !client.ended && !client.reset {
+        return Err(format!("stuck: client {client:?}, upstream {upstream:?}"));
+    }
+    if replies || refuses || buffers {
+        return Ok(());
+    }
+    let over = |steps: &[Step], side: usize| {
+        // Chunks that were read before do not count.
+        let mut left = inputs[side].len();
+        steps.iter().any(|step| match *step {
+            Step::Buffer(limit) => left > limit,
+            Step::Collect(limit) => {
+                let is = left > limit;
+                left = 0;
+                is
+            }
+            _ => false,
+        })
+    };
+    let may_fail = over(&program.before, 0) || over(&program.after, 1) || taken_by_chunks(program);
+    let expect = |ok: bool, what: &str| {
+        if ok || may_fail {
+            return Ok(());
+        }
+        Err(format!("{what}: client {client:?}, upstream {upstream:?}"))
+    };
+    let failed = |finish: Option<Finish>| match finish {
+        Some(Finish::Error) => Some(418),
+        Some(Finish::Panic | Finish::SpawnedPanic) => Some(500),
+        _ => None,
+    };
+    if let Some(status) = failed(program.early) {
+        return expect(client.status() == Some(status), "the failure's status");
+    }
+    if program.early.is_some() {
+        return expect(has(&client.headers, "x-own") && client.ended, "the filter's own reply");
+    }
+    if gave_up {
+        return expect(client.ended || client.reset, "giving up ends it");
+    }
+    if let Some(status) = failed(Some(program.finish)) {
+        return expect(client.status() == Some(status) || client.reset, "the failure's status");
+    }
+    match program.finish {
+        Finish::Own(Own::Trailers) => expect(client.ended, "a reply that cannot have trailers"),
+        Finish::Own(_) => expect(has(&client.headers, "x-own") && client.ended, "the replacement"),
+        Finish::NewHead => expect(has(&client.headers, "x-new") && client.ended, "the new head"),
+        _ => expect(from_upstream && client.ended, "the upstream's response"),
+    }
+}
+
+/// A chunk that is read before a limit is checked makes room that only the timing knows.
+fn taken_by_chunks(program: &Program) -> bool {
+    let mixed = |steps: &[Step]| {
+        steps.contains(&Step::Chunk)
+            && steps.iter().any(|s| matches!(s, Step::Buffer(l) | Step::Collect(l) if *l < HUGE))
+    };
+    mixed(&program.before) || mixed(&program.after)
+}
