@@ -8,9 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
@@ -24,15 +22,12 @@ use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
 use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
 use crate::registry::{ErasedFilter, HandleFuture, Loaded};
 use crate::runtime::{enter, guarded};
-use crate::wake::WakeState;
+use crate::wake::OwnWaker;
 use crate::{Response, current};
 
 /// The most bytes that are taken out of Envoy ahead of the filter to make room for output, when
 /// Envoy's own limit is unlimited.
 const DEFAULT_LIMIT: usize = 1 << 20;
-
-/// References to the wake state that the exchange itself holds: the state, and the waker of it.
-const OWN_WAKERS: usize = 2;
 
 /// One exchange: a request, its response, and the filter between them.
 ///
@@ -43,8 +38,7 @@ pub struct Exchange(Rc<Inner>);
 
 pub(crate) struct Inner<H: Host + ?Sized = dyn Host> {
     filter: Arc<dyn ErasedFilter>,
-    wake: Arc<WakeState>,
-    waker: Waker,
+    wake: OwnWaker,
     /// A poll of this exchange was asked for by an event.
     due: Cell<bool>,
     /// The future is being polled or dropped, further down the stack.
@@ -147,7 +141,6 @@ const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 impl Exchange {
     /// An exchange of a loaded filter, on a stream.
     pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
-        let wake = Arc::new(WakeState::new());
         let state = State {
             request: Side::new(),
             response: Side::new(),
@@ -164,8 +157,7 @@ impl Exchange {
         };
         Exchange(Rc::new(Inner {
             filter: filter.0.clone(),
-            waker: Waker::from(wake.clone()),
-            wake,
+            wake: OwnWaker::take(),
             due: Cell::new(false),
             busy: Cell::new(false),
             depth: Cell::new(0),
@@ -221,7 +213,7 @@ impl Exchange {
     /// The stream goes. From now on the host is not called.
     pub fn destroy(&self) {
         self.0.alive.set(false);
-        self.0.wake.kill(self.0.is_shared());
+        self.0.wake.kill();
         self.0.complete();
     }
 }
@@ -441,7 +433,7 @@ impl Inner {
     fn begin(&self) {
         let depth = self.depth.get();
         self.depth.set(depth + 1);
-        let woken = if depth == 0 { self.wake.enter(self.is_shared()) } else { self.wake.take() };
+        let woken = if depth == 0 { self.wake.enter() } else { self.wake.take_wake() };
         if woken {
             self.due.set(true);
         }
@@ -451,17 +443,8 @@ impl Inner {
         let depth = self.depth.get() - 1;
         self.depth.set(depth);
         if depth == 0 {
-            let shared = self.is_shared();
-            self.wake.leave(shared && self.alive.get(), || self.host.notifier());
+            self.wake.leave(self.alive.get(), || self.host.notifier());
         }
-    }
-
-    /// Whether anybody but the exchange holds a waker of it.
-    fn is_shared(&self) -> bool {
-        let shared = Arc::strong_count(&self.wake) > OWN_WAKERS;
-        // Whoever has dropped its waker has woken before: see that wake.
-        fence(Ordering::Acquire);
-        shared
     }
 
     fn poll_and_settle(self: &Rc<Self>) {
@@ -486,7 +469,7 @@ impl Inner {
             Waiter::Other(waker) => {
                 waker.wake();
                 // If that was, in the end, our own waker, the poll need not wait for a post.
-                if self.wake.take() {
+                if self.wake.take_wake() {
                     self.due.set(true);
                 }
             }
@@ -494,7 +477,7 @@ impl Inner {
     }
 
     fn waiter(&self, cx: &Context<'_>) -> Waiter {
-        if cx.waker().will_wake(&self.waker) {
+        if cx.waker().will_wake(self.wake.waker()) {
             Waiter::Exchange
         } else {
             Waiter::Other(cx.waker().clone())
@@ -505,7 +488,7 @@ impl Inner {
 
     fn poll(self: &Rc<Self>) {
         let meta = self.filter.meta();
-        let started = Instant::now();
+        let started = meta.clock.start();
         let scope = current::Scope::enter(self);
         self.busy.set(true);
         let polled = guarded(|| self.poll_all());
@@ -515,12 +498,11 @@ impl Inner {
             Ok(Some(error)) => self.fail(error),
             Err(message) => self.fail(Error::panicked(message)),
         }
-        let took = started.elapsed();
-        if took > meta.slow_poll {
+        if let Some(took) = meta.clock.over_budget(started) {
             meta.slow_polls.inc();
             tracing::warn!(
                 took_ms = took.as_secs_f64() * 1e3,
-                budget_ms = meta.slow_poll.as_secs_f64() * 1e3,
+                budget_ms = meta.clock.budget().as_secs_f64() * 1e3,
                 "the filter blocked the worker; use an async client, or attache::spawn_blocking"
             );
         }
@@ -532,7 +514,7 @@ impl Inner {
     }
 
     fn poll_all(self: &Rc<Self>) -> Option<Error> {
-        let mut cx = Context::from_waker(&self.waker);
+        let mut cx = Context::from_waker(self.wake.waker());
         let task = self.task.borrow_mut().take();
         if let Some(mut task) = task {
             match task.as_mut().poll(&mut cx) {
@@ -1395,7 +1377,7 @@ impl Inner {
     fn finish(self: &Rc<Self>) {
         enter();
         self.drop_futures();
-        self.wake.kill(self.is_shared());
+        self.wake.kill();
         let mut state = self.state.borrow_mut();
         if !state.started {
             return;

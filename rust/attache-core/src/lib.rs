@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod clock;
 mod current;
 mod error;
 /// The engine; used by hosts.

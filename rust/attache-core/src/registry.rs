@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::clock::PollClock;
 use crate::error::{ConfigError, Result};
 use crate::exchange::Inner;
 use crate::filter::{Completion, ConfigHost, Filter, Setup};
@@ -59,7 +60,7 @@ impl Default for Options {
 }
 
 impl Options {
-    pub(crate) fn slow_poll(&self) -> Duration {
+    fn slow_poll(&self) -> Duration {
         Duration::try_from_secs_f64(self.slow_poll_ms / 1e3).unwrap_or(Duration::MAX)
     }
 }
@@ -94,7 +95,7 @@ pub(crate) trait ErasedFilter: Send + Sync {
 pub(crate) struct Meta {
     pub(crate) name: String,
     pub(crate) options: Options,
-    pub(crate) slow_poll: Duration,
+    pub(crate) clock: PollClock,
     pub(crate) errors: Counter,
     pub(crate) panics: Counter,
     pub(crate) slow_polls: Counter,
@@ -226,7 +227,7 @@ fn load<F: Filter>(
     let meta = Meta {
         name: name.to_owned(),
         options,
-        slow_poll: options.slow_poll(),
+        clock: PollClock::new(options.slow_poll()),
         errors,
         panics,
         slow_polls,

@@ -15,6 +15,11 @@
 //!
 //! Any state goes to `DEAD` when the stream ends; a wake then does nothing.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::fence;
+use std::task::Waker;
+
 use crate::host::Notify;
 use crate::sync::{AtomicU8, Once, Ordering};
 
@@ -108,6 +113,91 @@ impl WakeState {
             self.state.swap(DEAD, Ordering::AcqRel);
         } else {
             self.state.store(DEAD, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The wake state of one exchange, and the waker of it.
+///
+/// Those of exchanges that have ended without anybody else ever holding the waker serve the next ones
+/// on the same worker: the usual case then costs no allocation and no atomic counting.
+pub(crate) struct OwnWaker(Option<Pair>);
+
+type Pair = (Arc<WakeState>, Waker);
+
+mod own {
+    use super::*;
+
+    /// How many references a pair itself holds.
+    const OWN: usize = 2;
+
+    /// How many pairs a worker keeps.
+    const KEPT: usize = 256;
+
+    thread_local!(static FREE: RefCell<Vec<Pair>> = const { RefCell::new(Vec::new()) });
+
+    impl OwnWaker {
+        pub(crate) fn take() -> Self {
+            OwnWaker(Some(FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| {
+                let wake = Arc::new(WakeState::new());
+                let waker = Waker::from(wake.clone());
+                (wake, waker)
+            })))
+        }
+
+        fn pair(&self) -> &Pair {
+            self.0.as_ref().expect("taken only by drop")
+        }
+
+        pub(crate) fn waker(&self) -> &Waker {
+            &self.pair().1
+        }
+
+        /// Whether anybody else holds a waker.
+        fn is_shared(&self) -> bool {
+            let shared = Arc::strong_count(&self.pair().0) > OWN;
+            // Whoever has dropped its waker has woken before: see that wake.
+            fence(Ordering::Acquire);
+            shared
+        }
+
+        pub(crate) fn wake(&self) {
+            self.pair().0.wake();
+        }
+
+        pub(crate) fn enter(&self) -> bool {
+            self.pair().0.enter(self.is_shared())
+        }
+
+        pub(crate) fn take_wake(&self) -> bool {
+            self.pair().0.take()
+        }
+
+        /// `alive` says that the notifier can still be made.
+        pub(crate) fn leave(&self, alive: bool, notifier: impl Fn() -> Box<dyn Notify>) {
+            self.pair().0.leave(alive && self.is_shared(), notifier);
+        }
+
+        pub(crate) fn kill(&self) {
+            self.pair().0.kill(self.is_shared());
+        }
+    }
+
+    impl Drop for OwnWaker {
+        fn drop(&mut self) {
+            if self.is_shared() || self.pair().0.notify.is_set() {
+                return;
+            }
+            let Some(pair) = self.0.take() else { return };
+            pair.0.state.store(IDLE, Ordering::Relaxed);
+            // At the thread's end the list may be gone; then the pair just goes too.
+            let _ = FREE.try_with(|free| {
+                if let Ok(mut free) = free.try_borrow_mut()
+                    && free.len() < KEPT
+                {
+                    free.push(pair);
+                }
+            });
         }
     }
 }
