@@ -76,10 +76,10 @@ pub(crate) struct Flow {
     pub(crate) taken: bool,
 }
 
-/// A queue of chunks that knows its length in bytes.
+/// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    chunks: VecDeque<Bytes>,
+    chunks: Option<Box<VecDeque<Bytes>>>,
     len: usize,
 }
 
@@ -87,11 +87,11 @@ impl Queue {
     pub(crate) fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
             self.len += chunk.len();
-            self.chunks.push_back(chunk);
+            self.chunks.get_or_insert_default().push_back(chunk);
         }
     }
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
-        let chunk = self.chunks.pop_front()?;
+        let chunk = self.chunks.as_mut()?.pop_front()?;
         self.len -= chunk.len();
         Some(chunk)
     }
@@ -105,7 +105,7 @@ impl Queue {
         *self = Queue::default();
     }
     pub(crate) fn for_each(&self, mut f: impl FnMut(&[u8])) {
-        self.chunks.iter().for_each(|c| f(c));
+        self.chunks.iter().flat_map(|c| c.iter()).for_each(|c| f(c));
     }
 }
 
