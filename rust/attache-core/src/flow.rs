@@ -79,7 +79,7 @@ pub(crate) struct Flow {
 /// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    chunks: Option<Box<VecDeque<Bytes>>>,
+    chunks: Option<VecDeque<Bytes>>,
     len: usize,
 }
 

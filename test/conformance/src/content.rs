@@ -37,7 +37,9 @@ impl Content {
             Content::Text(text) => text.clone().into(),
             Content::Chunks(chunks) => chunks.concat().into(),
             Content::Repeat { repeat, bytes, .. } => {
-                Bytes::from_iter(repeat.bytes().cycle().take(*bytes))
+                let mut all = repeat.repeat(bytes.div_ceil(repeat.len().max(1))).into_bytes();
+                all.truncate(*bytes);
+                all.into()
             }
         }
     }

@@ -44,6 +44,10 @@ pub(crate) enum Play {
     Until(String, u64),
     /// Opens a gate that the filter waits at.
     Open(String),
+    /// From here on, Envoy's memory is watched.
+    WatchMemory,
+    /// Since then, Envoy has held at most this many bytes more, at any moment.
+    GrownBy(u64),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -67,6 +71,8 @@ pub(crate) enum ClientStep {
     Head,
     /// Waits for these bytes of the response.
     Read(String),
+    /// Waits for the rest of the response, which must be as the scenario says.
+    Rest,
     /// No response may have come yet.
     Waiting,
     /// Closes the connection.
@@ -169,6 +175,10 @@ struct Stage<'a> {
     response: Option<BodySender>,
     upstream_io: Option<TokioIo<Upgraded>>,
     floods: [Option<Flood>; 2],
+    /// How many requests have opened gates: the filter counts them among its exchanges.
+    opened: u64,
+    /// What Envoy held when its memory began to be watched.
+    memory: u64,
 }
 
 /// Plays a case; panics where something is not as it must be. The client's connection is taken
@@ -181,6 +191,7 @@ pub(crate) async fn play(
 ) -> Option<Client> {
     let before = running.stats().await;
     let count = running.upstream.count();
+    let mut opened = 0;
     let client = if case.scenario.times > 1 {
         play_many(running, case, cell, client, &before).await
     } else {
@@ -197,9 +208,10 @@ pub(crate) async fn play(
         }
         stage.check_client().await;
         stage.check_upstream(count).await;
+        opened = stage.opened;
         stage.client.take()
     };
-    check_stats(running, &case.scenario.expect, &before).await;
+    check_stats(running, &case.scenario.expect, &before, opened).await;
     for parts in &case.scenario.expect.log {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         running.envoy.wait_for_log(&parts).await;
@@ -278,6 +290,8 @@ impl<'a> Stage<'a> {
             response: None,
             upstream_io: None,
             floods: [None, None],
+            opened: 0,
+            memory: 0,
         }
     }
 
@@ -356,10 +370,21 @@ impl<'a> Stage<'a> {
                 Ok(())
             }
             Play::Open(gate) => {
+                self.opened += 1;
                 let name = format!("{gate}-{}", self.cell);
                 let mut control = self.running.connect().await;
                 let reply = control.fetch(Call::get("/").header(OPEN_HEADER, name)).await;
                 expect_that(reply.text() == "open", || format!("the gate said {}", reply.status))
+            }
+            Play::WatchMemory => {
+                self.memory = self.running.reset_peak_memory();
+                Ok(())
+            }
+            Play::GrownBy(most) => {
+                let grown = self.running.peak_memory().saturating_sub(self.memory);
+                expect_that(grown <= *most, || {
+                    format!("Envoy has grown by {grown} bytes, more than {most}")
+                })
             }
         }
     }
@@ -407,6 +432,7 @@ impl<'a> Stage<'a> {
                 let got = reply.read(text.len()).await.map_err(|error| error.to_string())?;
                 no_difference(text.as_bytes(), &got)?;
             }
+            ClientStep::Rest => self.check_client().await,
             ClientStep::Waiting => {
                 let pending = self.pending.as_mut().ok_or("no response is awaited")?;
                 expect_that(pending.is_waiting(), || "the response has come already".into())?;
@@ -496,8 +522,9 @@ impl<'a> Stage<'a> {
             }
             UpstreamStep::Upgrade => {
                 // Both sides wait for each other here, so they are played together.
+                let call = self.call();
                 let client = self.client.take().ok_or("the client has left")?;
-                let (client_io, (turn, upstream_io)) = tokio::join!(upgrade(client), async {
+                let (client_io, (turn, upstream_io)) = tokio::join!(upgrade(client, call), async {
                     let mut turn = accept_any(self.running).await;
                     let io = turn.upgrade("websocket").await;
                     (turn, io)
@@ -662,8 +689,11 @@ async fn accept_any(running: &Running) -> Turn {
     running.upstream.accept().await
 }
 
-async fn upgrade(mut client: Client) -> Result<(Client, TokioIo<Upgraded>), String> {
-    match client.upgrade("/", "websocket").await {
+async fn upgrade(
+    mut client: Client,
+    call: Call,
+) -> Result<(Client, TokioIo<Upgraded>), String> {
+    match client.upgrade_with(call, "websocket").await {
         Ok(io) => Ok((client, io)),
         Err(refusal) => Err(format!("the upgrade was refused with {}", refusal.status)),
     }
@@ -790,11 +820,16 @@ fn grown(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>, name: &str
 const OUTCOMES: [&str; 5] = ["responded", "replied", "failed", "panicked", "cancelled"];
 
 /// Waits until the counters say what they must, or fails with what is wrong in the end.
-async fn check_stats(running: &Running, expect: &Expect, before: &BTreeMap<String, u64>) {
+async fn check_stats(
+    running: &Running,
+    expect: &Expect,
+    before: &BTreeMap<String, u64>,
+    opened: u64,
+) {
     let mut wrong = Vec::new();
     for _ in 0..400 {
         let now = running.stats().await;
-        wrong = wrong_stats(expect, before, &now);
+        wrong = wrong_stats(expect, before, &now, opened);
         if wrong.is_empty() {
             return;
         }
@@ -807,6 +842,7 @@ fn wrong_stats(
     expect: &Expect,
     before: &BTreeMap<String, u64>,
     now: &BTreeMap<String, u64>,
+    opened: u64,
 ) -> Vec<String> {
     let grown = |name: &str| grown(before, now, name);
     let mut wrong = Vec::new();
@@ -824,12 +860,15 @@ fn wrong_stats(
     for name in OUTCOMES {
         let expected = match &expect.outcome {
             None => continue,
-            Some(Outcomes::One(all)) => u64::from(all == name) * started.max(1),
+            Some(Outcomes::One(all)) => {
+                u64::from(all == name) * started.saturating_sub(opened).max(1)
+            }
             Some(Outcomes::Each(list)) => {
                 list.iter().filter(|outcome| *outcome == name).count() as u64
             }
         };
-        must(&format!("exchanges that ended as `{name}`"), ended(name), expected);
+        let opened = if name == "replied" { opened } else { 0 };
+        must(&format!("exchanges that ended as `{name}`"), ended(name), expected + opened);
     }
     for name in ["attache.conformance.panics", "attache.conformance.errors"] {
         must(name, grown(name), expect.stats.get(name).copied().unwrap_or(0));

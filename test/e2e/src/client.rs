@@ -321,16 +321,26 @@ impl Client {
         path: &str,
         protocol: &'static str,
     ) -> Result<TokioIo<Upgraded>, Collected> {
+        self.upgrade_with(Call::get(path), protocol).await
+    }
+
+    /// As [`upgrade`](Self::upgrade), with the path and headers of a call.
+    pub async fn upgrade_with(
+        &mut self,
+        mut call: Call,
+        protocol: &'static str,
+    ) -> Result<TokioIo<Upgraded>, Collected> {
         let reply = match self.protocol() {
             Protocol::Http1 => {
-                let call = Call::get(path)
+                call.method = Method::GET;
+                let call = call
                     .without("te")
                     .header("connection", "upgrade")
                     .header("upgrade", protocol);
                 self.send(call).await
             }
             Protocol::Http2 => {
-                let call = Call::new(Method::CONNECT, path);
+                call.method = Method::CONNECT;
                 let mut request = call.into_request(Protocol::Http2);
                 request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
                 self.start_request(request).await.await

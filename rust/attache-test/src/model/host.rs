@@ -83,6 +83,11 @@ impl ModelHost {
         if self.stream.completed.get() {
             self.stream.violation(format!("{call} after the stream has completed"));
         }
+        if self.stream.in_watermark.get() {
+            self.stream.violation(format!(
+                "{call} from within a watermark callback: Envoy may be in the middle of sending"
+            ));
+        }
         if self.stream.looking.get() > 0 {
             self.stream.violation(format!("{call} from within a callback that looks at a view"));
         }

@@ -211,6 +211,7 @@ pub(crate) struct Stream {
     violations: RefCell<Vec<ModelViolation>>,
     pub(crate) host_dropped: Rc<Cell<bool>>,
     downstream_above: Cell<u32>,
+    pub(crate) in_watermark: Cell<bool>,
     details: RefCell<Vec<String>>,
 }
 
@@ -859,7 +860,9 @@ impl Stream {
         if let Some(exchange) = self.exchange()
             && !self.completed.get()
         {
+            let outer = self.in_watermark.replace(true);
             exchange.downstream_watermark(above);
+            self.in_watermark.set(outer);
         }
     }
 
@@ -1119,6 +1122,7 @@ impl Model {
             violations: RefCell::default(),
             host_dropped: Rc::new(Cell::new(true)),
             downstream_above: Cell::new(0),
+            in_watermark: Cell::new(false),
             details: RefCell::default(),
         }))
     }

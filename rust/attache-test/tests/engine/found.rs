@@ -81,6 +81,30 @@ fn a_reply_that_does_not_come_by_is_not_answered_again() {
     });
 }
 
+/// Once the request has gone on, a response may come: a streamed reply (and trailers need one) would
+/// meet it.
+#[test]
+fn a_reply_with_trailers_after_the_request_has_gone_is_an_error() {
+    check(&Case {
+        program: Program { gives_up: Some(Own::Trailers), ..Program::default() },
+        ..Case::default()
+    });
+}
+
+/// Envoy tells that there is room while it still sends what made the room.
+#[test]
+fn a_reply_that_may_go_on_does_so_later() {
+    use Event::{Client, Hold};
+    check(&Case {
+        program: Program { early: Some(Finish::Own(Own::Echo)), ..Program::default() },
+        request: Script { late_end: true, ..body(&[17]) },
+        before: Some(Neighbour::Passes),
+        limit: 16,
+        events: vec![Hold(true, Direction::Response), Client, Client, Client],
+        ..Case::default()
+    });
+}
+
 struct Sleeper;
 
 impl Filter for Sleeper {

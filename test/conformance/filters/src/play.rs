@@ -206,6 +206,15 @@ fn streamed(chunks: Vec<String>, flavour: Flavour) -> Body {
     }))
 }
 
+fn header_map(pairs: &[(String, String)]) -> Result<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for (name, value) in pairs {
+        let name: attache::http::HeaderName = name.parse()?;
+        map.append(name, value.parse()?);
+    }
+    Ok(map)
+}
+
 fn reply_with(reply: Reply, flavour: Flavour, stats: &Stats, at: At) -> Result<Response> {
     let status = StatusCode::from_u16(reply.status)?;
     let mut response = Response::new(status);
@@ -213,12 +222,7 @@ fn reply_with(reply: Reply, flavour: Flavour, stats: &Stats, at: At) -> Result<R
         response = response.with_header(name, value);
     }
     if !reply.trailers.is_empty() {
-        let mut trailers = HeaderMap::new();
-        for (name, value) in &reply.trailers {
-            let name: attache::http::HeaderName = name.parse()?;
-            trailers.append(name, value.parse()?);
-        }
-        response = response.with_trailers(trailers);
+        response = response.with_trailers(header_map(&reply.trailers)?);
     }
     if let Some(mut text) = reply.body {
         if let At::Request(req, _) = &at {
@@ -281,6 +285,9 @@ impl Pipe {
                     if let Some(mut trailers) = trailers {
                         edit(&mut trailers, &edits);
                     }
+                }
+                PipeStep::SendTrailers(trailers) => {
+                    self.output.send_trailers(header_map(&trailers)?).await?;
                 }
                 PipeStep::Wait => wait(self.flavour).await?,
                 PipeStep::Mark => self.marks.inc(),

@@ -153,6 +153,8 @@ pub enum PipeStep {
     Gather,
     /// Changes the trailers; what was not read goes.
     Trailers(Vec<Edit>),
+    /// Ends with these trailers in place of those that came.
+    SendTrailers(Vec<(String, String)>),
     /// As [`Step::Wait`].
     Wait,
     /// As [`Step::Mark`].
