@@ -271,8 +271,8 @@ impl Body {
 
     /// Waits for the whole body and leaves it in place, so that it goes on as it came.
     ///
-    /// Envoy holds the bytes; its buffer limit for the stream is raised to `limit` if it is lower.
-    /// Cancel-safe.
+    /// Envoy holds the bytes; its buffer limit for the stream is raised to twice `limit` if it is
+    /// lower. Cancel-safe.
     ///
     /// # Errors
     /// As [`collect`](Body::collect).

@@ -196,12 +196,16 @@ impl Exchange {
     /// The client's connection takes more, or not.
     pub fn downstream_watermark(&self, above: bool) {
         let inner = &self.0;
-        inner.event(|state| {
-            if let Some(reply) = &mut state.reply {
-                reply.paused = above;
-                inner.due.set(true);
-            }
-        });
+        match &mut inner.state.borrow_mut().reply {
+            Some(reply) => reply.paused = above,
+            None => return,
+        }
+        if !above {
+            // Envoy may be in the middle of sending what made room: our turn comes later.
+            inner.begin();
+            inner.wake.wake();
+            inner.end();
+        }
     }
 
     /// The stream has ended; the host may still be called. The future is dropped here, and
@@ -784,6 +788,10 @@ impl Inner {
                 let body = Body::from(body).into_frames();
                 return self.replace(status, headers, Some(body), trailers);
             }
+            // Trailers take a streamed reply.
+            Disposition::Full(_) if self.state.borrow().request.flow.released => {
+                return Err(no_new_trailers());
+            }
             Disposition::Full(body) => {
                 let reply = Box::new(ReplyStream::new(Body::from(body).into_frames(), trailers));
                 Effect::StartReply { status, headers, reply }
@@ -1272,11 +1280,13 @@ impl Inner {
         let before = std::mem::replace(&mut side.waiter, waiter);
         drop(state);
         drop(before);
-        // Envoy must be willing to hold as much as the filter wants to see.
+        // Envoy must be willing to hold as much as the filter wants to see. A sender that it has
+        // paused already goes on only below half of the limit.
+        let enough = (limit as u64).saturating_mul(2);
         self.read(|host| {
             let now = host.buffer_limit();
-            if now != 0 && now < limit as u64 {
-                host.set_buffer_limit(limit as u64);
+            if now != 0 && now < enough {
+                host.set_buffer_limit(enough);
             }
         });
         Poll::Pending

@@ -1031,7 +1031,7 @@ impl Stream {
     }
 
     pub(crate) fn reset_stream(self: &Rc<Self>) {
-        self.abort_running();
+        self.ways.iter().for_each(|way| way.aborted.set(true));
         self.client.borrow_mut().reset = true;
         self.end_stream();
     }
@@ -1279,9 +1279,12 @@ impl Model {
     pub fn release(&self, before: bool, direction: Direction) {
         let Some(place) = self.neighbour(before) else { return };
         let leg = self.0.leg(direction, place);
-        let ours = self.0.our_leg(direction);
-        let later = before == (direction == Direction::Response);
-        if later && ours.stopped.get() && ours.headers_continued.get() {
+        let legs = self.0.ways_on(direction).into_iter().take_while(|p| *p != place);
+        let holds_midway = |p: Place| {
+            let leg = self.0.leg(direction, p);
+            leg.stopped.get() && leg.headers_continued.get()
+        };
+        if legs.into_iter().any(holds_midway) {
             return;
         }
         let was_holding = leg.holding.replace(false);

@@ -105,6 +105,19 @@ fn a_reply_that_may_go_on_does_so_later() {
     });
 }
 
+/// Envoy has paused the client; raising the limit alone does not make it go on.
+#[test]
+fn buffering_more_than_envoy_holds_by_itself_unpauses_the_client() {
+    let before = vec![Step::Wait(Wait::Sleep), Step::Buffer(20)];
+    check(&Case {
+        program: Program { before, ..Program::default() },
+        request: Script { late_end: true, ..body(&[17]) },
+        limit: 16,
+        events: vec![Event::Client, Event::Client],
+        ..Case::default()
+    });
+}
+
 struct Sleeper;
 
 impl Filter for Sleeper {
