@@ -29,8 +29,8 @@ lint: tools ## check formatting, clippy and docs, warnings denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
 bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a trial
-	cargo build --release -p attache-bench -p attache-bench-raw -p attache-bench-filters
-	cargo run --release -p attache-bench -- $(BENCH_FLAGS)
+	cargo build --profile ship -p attache-bench -p attache-bench-raw -p attache-bench-filters
+	target/ship/attache-bench $(BENCH_FLAGS)
 
 conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host
 	cargo run --release -p attache-conformance

@@ -175,7 +175,7 @@ fn launcher(options: &Options, cores: Cores) -> Result<Launcher> {
         if !modules.join(library).exists() {
             return Err(format!(
                 "{library} is not in {}; build it with \
-                 `cargo build --release -p attache-bench-raw -p attache-bench-filters`",
+                 `cargo build --profile ship -p attache-bench-raw -p attache-bench-filters`",
                 modules.display()
             )
             .into());
