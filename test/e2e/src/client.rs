@@ -333,10 +333,8 @@ impl Client {
         let reply = match self.protocol() {
             Protocol::Http1 => {
                 call.method = Method::GET;
-                let call = call
-                    .without("te")
-                    .header("connection", "upgrade")
-                    .header("upgrade", protocol);
+                let call =
+                    call.without("te").header("connection", "upgrade").header("upgrade", protocol);
                 self.send(call).await
             }
             Protocol::Http2 => {

@@ -30,7 +30,10 @@ fn shell(script: &str, directory: &Path) {
 }
 
 #[tokio::test]
-#[cfg_attr(debug_assertions, ignore = "its build is optimised either way: run once, with --release")]
+#[cfg_attr(
+    debug_assertions,
+    ignore = "its build is optimised either way: run once, with --release"
+)]
 async fn a_filter_crate_of_ones_own() {
     let readme = fs::read_to_string(workspace_root().join("README.md")).unwrap();
     let steps = blocks(&readme, "## Your own filter", "sh");
