@@ -284,7 +284,13 @@ impl Inner {
             self.append_output(direction, Area::Buffer);
         }
         self.end_hook(direction);
-        step.verdict
+        if self.is_wanted(direction) { step.verdict } else { Verdict::Stop }
+    }
+
+    /// Whether a direction may still go on: what was moved may have ended the stream, or brought an
+    /// event that the filter has answered with a reply.
+    fn is_wanted(&self, direction: Direction) -> bool {
+        self.alive.get() && self.state.borrow_mut().flow(direction).mode != Mode::Discard
     }
 
     /// A response that is not for the filter: it never saw the request, has already answered, or
@@ -354,7 +360,7 @@ impl Inner {
             self.append_output(direction, Area::Frame);
         }
         self.end_hook(direction);
-        step.verdict
+        if self.is_wanted(direction) { step.verdict } else { DataVerdict::StopNoBuffer }
     }
 
     fn on_trailers(self: &Rc<Self>, direction: Direction) -> Verdict {
@@ -383,7 +389,7 @@ impl Inner {
             self.wake.wake();
         }
         self.end_hook(direction);
-        step.verdict
+        if self.is_wanted(direction) { step.verdict } else { Verdict::Stop }
     }
 
     fn on_local_reply(self: &Rc<Self>) {
@@ -1049,7 +1055,7 @@ impl Inner {
             let mut state = self.state.borrow_mut();
             let flow = state.flow(direction);
             // Only what a hook has stopped can be moved between hooks.
-            if flow.hook.is_some() || !flow.stopped {
+            if flow.hook.is_some() || !flow.stopped || !self.alive.get() {
                 return;
             }
             let goes_on = matches!(flow.mode, Mode::Pass | Mode::Pump);
@@ -1086,7 +1092,9 @@ impl Inner {
                 }
                 self.deal_with_input(direction, input);
                 self.append_output(direction, Area::Buffer);
-                self.read(|host| host.resume(direction));
+                if self.is_wanted(direction) {
+                    self.read(|host| host.resume(direction));
+                }
             }
         }
     }

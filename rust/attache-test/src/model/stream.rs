@@ -58,11 +58,11 @@ impl std::fmt::Debug for Options {
     }
 }
 
-/// Another filter of the chain. All but `Replies` can be told to [hold](Model::hold) a direction and
-/// to [release](Model::release) it.
+/// Another filter of the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbour {
-    /// Lets everything pass.
+    /// Lets everything pass, but can be told to [hold](Model::hold) a direction and to
+    /// [release](Model::release) it.
     Passes,
     /// Collects whole bodies, as Envoy's buffer filter does: a body over the limit is answered with
     /// 413 (request) or 500 (response).
@@ -1295,10 +1295,7 @@ impl Model {
 
     fn neighbour(&self, before: bool) -> Option<Place> {
         let place = if before { self.0.ours.checked_sub(1)? } else { self.0.ours + 1 };
-        let changeable = matches!(
-            self.0.chain[place],
-            Filter::Neighbour(Neighbour::Passes | Neighbour::Buffers)
-        );
+        let changeable = matches!(self.0.chain[place], Filter::Neighbour(Neighbour::Passes));
         changeable.then_some(place)
     }
 

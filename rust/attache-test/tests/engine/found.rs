@@ -118,6 +118,45 @@ fn buffering_more_than_envoy_holds_by_itself_unpauses_the_client() {
     });
 }
 
+/// Appending output may end the stream: a later filter collects, and its buffer is full.
+#[test]
+fn nothing_is_asked_of_a_stream_that_ended_while_output_left() {
+    use Event::{Client, LocalReply};
+    check(&Case {
+        program: Program {
+            request: Change::Stream(Wait::Yield),
+            response: Change::Pipe(Wait::No, Wait::Sleep),
+            ..Program::default()
+        },
+        request: Script { late_end: true, ..body(&[0]) },
+        after: Some(Neighbour::Buffers),
+        limit: 16,
+        obedient: false,
+        events: vec![Client, Client, Client, LocalReply],
+        ..Case::default()
+    });
+}
+
+/// As before, and the filter answers the answer.
+#[test]
+fn a_request_does_not_go_on_after_a_reply_that_its_own_output_caused() {
+    use Event::{Client, Time};
+    check(&Case {
+        program: Program {
+            request: Change::Stream(Wait::Sleep),
+            finish: Finish::Error,
+            ..Program::default()
+        },
+        request: Script { late_end: true, ..body(&[0, 0, 0]) },
+        after: Some(Neighbour::Buffers),
+        limit: 16,
+        late_end: true,
+        obedient: false,
+        events: vec![Client, Time, Client, Client],
+        ..Case::default()
+    });
+}
+
 struct Sleeper;
 
 impl Filter for Sleeper {
