@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use attache_conformance::{Flavour, OPEN_HEADER};
 use attache_e2e::{
@@ -31,6 +32,9 @@ use crate::scenario::{
 
 /// Tells the requests of one cell from what an earlier one may have left behind.
 const CELL_HEADER: &str = "x-cell";
+
+/// How long one step may take before it counts as stuck.
+const STUCK: Duration = Duration::from_secs(15);
 
 /// One step of a `play`.
 #[derive(Clone, Debug, Deserialize)]
@@ -201,9 +205,11 @@ pub(crate) async fn play(
             stage.play_simple().await;
         } else {
             for (index, step) in steps.iter().enumerate() {
-                stage.step(step).await.unwrap_or_else(|trouble| {
-                    panic!("step {index}, {step:?}: {trouble}");
-                });
+                match tokio::time::timeout(STUCK, stage.step(step)).await {
+                    Ok(Ok(())) => (),
+                    Ok(Err(trouble)) => panic!("step {index}, {step:?}: {trouble}"),
+                    Err(_) => panic!("step {index}, {step:?}: stuck for {STUCK:?}"),
+                }
             }
         }
         stage.check_client().await;
@@ -420,10 +426,12 @@ impl<'a> Stage<'a> {
                 let pending = self.pending.take().ok_or("no response is awaited")?;
                 let reply = pending.await.map_err(|error| error.to_string())?;
                 if let Some(ExpectClient::Whole(expected)) = &self.case.scenario.expect.client
-                    && let Some(status) = expected.status
+                    && let Some(status) = &expected.status
                 {
                     let got = reply.status().as_u16();
-                    expect_that(got == status, || format!("status {got}, expected {status}"))?;
+                    expect_that(status.allows(got), || {
+                        format!("status {got}, expected {status:?}")
+                    })?;
                 }
                 self.reply = Some(reply);
             }
@@ -586,8 +594,9 @@ impl<'a> Stage<'a> {
                     got.trailers.as_ref(),
                     expected
                         .status
-                        .filter(|expected| *expected != status)
-                        .map(|expected| format!("status {status}, expected {expected}")),
+                        .as_ref()
+                        .filter(|expected| !expected.allows(status))
+                        .map(|expected| format!("status {status}, expected {expected:?}")),
                     self.case.scenario.request.method == "HEAD",
                 );
             }
@@ -833,7 +842,7 @@ async fn check_stats(
         if wrong.is_empty() {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("{}", wrong.join("\n"));
 }

@@ -45,6 +45,20 @@ fn lua_reply(instance: &str, header: &str) -> Value {
     envoy_filter(instance, "filters.http.lua.v3.Lua", config)
 }
 
+/// Small buffers in Envoy and, on its side of its connections, in the kernel, which would
+/// otherwise take tens of megabytes before anybody is held back.
+fn small(config: Config) -> Config {
+    // SOL_SOCKET, SO_RCVBUF.
+    let options = json!([{
+        "level": 1, "name": 8, "int_value": 2 * SMALL, "state": "STATE_PREBIND",
+    }]);
+    config.buffer_limit(SMALL).patch(move |bootstrap| {
+        let resources = &mut bootstrap["static_resources"];
+        resources["listeners"][0]["socket_options"] = options.clone();
+        resources["clusters"][0]["upstream_bind_config"]["socket_options"] = options.clone();
+    })
+}
+
 impl Profile {
     /// The config, in front of an upstream.
     pub(crate) fn config(self, upstream: SocketAddr, protocol: Protocol) -> Config {
@@ -64,10 +78,8 @@ impl Profile {
         match self {
             Profile::Plain | Profile::RouteTimeout => config.filter(filter(0, &none)),
             Profile::Two => config.filter(filter(0, &none)).filter(filter(1, &none)),
-            Profile::Small => config.filter(filter(0, &none)).buffer_limit(SMALL),
-            Profile::SmallTwo => {
-                config.filter(filter(0, &none)).filter(filter(1, &none)).buffer_limit(SMALL)
-            }
+            Profile::Small => small(config.filter(filter(0, &none))),
+            Profile::SmallTwo => small(config.filter(filter(0, &none)).filter(filter(1, &none))),
             Profile::Lua => config
                 .filter(lua_reply("lua-before", "x-lua-before"))
                 .filter(filter(0, &none))

@@ -250,7 +250,7 @@ pub(crate) enum BrokenWord {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExpectMessage {
     #[serde(default)]
-    pub(crate) status: Option<u16>,
+    pub(crate) status: Option<Status>,
     #[serde(default)]
     pub(crate) method: Option<String>,
     #[serde(default)]
@@ -261,6 +261,23 @@ pub(crate) struct ExpectMessage {
     pub(crate) body: Option<Content>,
     #[serde(default)]
     pub(crate) trailers: BTreeMap<String, ExpectValue>,
+}
+
+/// A status, or one of several where that is up to Envoy and the protocol.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Status {
+    One(u16),
+    Any(Vec<u16>),
+}
+
+impl Status {
+    pub(crate) fn allows(&self, status: u16) -> bool {
+        match self {
+            Status::One(one) => *one == status,
+            Status::Any(any) => any.contains(&status),
+        }
+    }
 }
 
 /// `null`: absent; a text: exactly this; a list: exactly these, in order; `true`: there, whatever
