@@ -1068,6 +1068,7 @@ impl Inner {
             }
             let flow = state.flow(direction);
             if goes_on
+                && !flow.ended
                 && flow.would_overtake(
                     self.host.body_len(direction, Area::Buffer),
                     self.trailers_exist(direction),

@@ -278,10 +278,10 @@ impl Flow {
         }
     }
 
-    /// Whether a resume, now, would carry along what an earlier filter holds: bytes in the shared
-    /// buffer, or trailers. The hook that brings them to us is still to come.
+    /// Whether a resume before the message's end would carry along what an earlier filter holds:
+    /// bytes in the shared buffer, or trailers. The hook that brings them to us is still to come.
     pub(crate) fn would_overtake(&self, buffer: usize, trailers: bool) -> bool {
-        !self.ended && (trailers || (!self.released && buffer > self.held))
+        trailers || (!self.released && buffer > self.held)
     }
 
     /// Between hooks. The caller has to carry the step out before it calls again.

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | what was once found, as small as it gets | `found.rs` |
 //! | random filters in random weather | `random.rs` |
+//! | every order of a few events | `exhaustive.rs` |
 //! | the players: programs, scripts, events, the oracle | `support.rs` |
 
+mod exhaustive;
 mod found;
 mod random;
 mod support;

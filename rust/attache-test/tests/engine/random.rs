@@ -165,7 +165,7 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-fn number(name: &str, default: u64) -> u64 {
+pub(crate) fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
@@ -184,7 +184,7 @@ fn every_promise_holds_in_random_weather() {
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&case(), |case| run(&case).map_err(TestCaseError::fail));
+    let result = runner.run(&case(), |case| run(&case).map(drop).map_err(TestCaseError::fail));
     if let Err(failure) = result {
         panic!("{failure}");
     }

@@ -561,17 +561,13 @@ impl Play<'_> {
         true
     }
 
-    fn event(&mut self, event: Event) {
+    /// Returns whether anything happened.
+    fn event(&mut self, event: Event) -> bool {
+        let over = self.model.is_over();
         match event {
-            Event::Client => {
-                self.client();
-            }
-            Event::Upstream => {
-                self.upstream();
-            }
-            Event::Scheduled => {
-                self.model.run_scheduled();
-            }
+            Event::Client => return self.client(),
+            Event::Upstream => return self.upstream(),
+            Event::Scheduled => return self.model.run_scheduled(),
             Event::Tasks => self.world.tasks(),
             Event::Time => self.world.time(),
             Event::Watermark => {
@@ -581,7 +577,10 @@ impl Play<'_> {
             // An earlier filter that begins to hold in the middle of a message cannot be told from a
             // later one: Envoy's shared buffer does not work with it.
             Event::Hold(before, direction)
-                if before == (direction == Direction::Request) && self.has_begun(direction) => {}
+                if before == (direction == Direction::Request) && self.has_begun(direction) =>
+            {
+                return false;
+            }
             Event::Hold(before, direction) => self.model.hold(before, direction),
             Event::Release(before, direction) => self.model.release(before, direction),
             Event::ClientReset => {
@@ -598,6 +597,7 @@ impl Play<'_> {
             }
             Event::Flush => self.model.flush(),
         }
+        !over
     }
 
     fn has_begun(&self, direction: Direction) -> bool {
@@ -615,7 +615,7 @@ impl Play<'_> {
         }
         let mut idle = 0;
         let mut turns = 0;
-        while idle < 12 {
+        while idle < 5 {
             let mut moved = false;
             turns += 1;
             assert!(turns < 2_000, "livelock: the exchange wakes itself for ever");
@@ -669,15 +669,16 @@ fn has(fields: &Option<Fields>, name: &str) -> bool {
     fields.as_ref().is_some_and(|f| f.iter().any(|(n, _)| n == name))
 }
 
-/// Plays a case. The error says which promise was broken.
-pub(crate) fn run(case: &Case) -> Result<(), String> {
+/// Plays a case. The error says which promise was broken; otherwise, whether the last event changed
+/// anything.
+pub(crate) fn run(case: &Case) -> Result<bool, String> {
     if std::env::var("TRACE").is_ok() {
         eprintln!("{case:?}");
     }
     WORLD.with(|world| run_in(case, world))
 }
 
-fn run_in(case: &Case, world: &World) -> Result<(), String> {
+fn run_in(case: &Case, world: &World) -> Result<bool, String> {
     let _runtime = world.runtime.enter();
     record(|r| *r = Record { program: case.program.clone(), ..Record::default() });
     let method = if case.head { "HEAD" } else { "POST" };
@@ -711,27 +712,28 @@ fn run_in(case: &Case, world: &World) -> Result<(), String> {
         disturbed: false,
     };
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut moved = true;
         for event in &case.events {
-            play.event(*event);
+            moved = play.event(*event);
         }
         play.drain();
         let checked = check(case, &play, &response);
         play.model.client_reset();
         play.model.flush();
         play.drain();
-        checked
+        checked.map(|()| moved)
     }));
     if let Some(first) = model.violations().first() {
         return Err(first.to_string());
     }
-    match played {
+    let moved = match played {
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             return Err(format!("it panicked: {}", text.unwrap_or_default()));
         }
         Ok(checked) => checked?,
-    }
+    };
     let freed = model.is_freed();
     record(|r| {
         if let Some(wrong) = r.wrong.first() {
@@ -748,7 +750,7 @@ fn run_in(case: &Case, world: &World) -> Result<(), String> {
     if !freed {
         return Err("the exchange was not freed".into());
     }
-    Ok(())
+    Ok(moved)
 }
 
 fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> {
