@@ -45,7 +45,8 @@ impl OneShot {
         self
     }
 
-    /// The upstream answers as soon as it has the request's headers.
+    /// The upstream answers as soon as it has the request's headers, even if the end of the request
+    /// never reaches it.
     pub fn answers_early(mut self) -> Self {
         self.early = true;
         self

@@ -294,9 +294,11 @@ fn a_second_notifier() {
     says(&violation(&stream, |h| drop(h.notifier())), "a second notifier");
 }
 
+type Misdeed = (ModelHost, fn(&ModelHost));
+
 thread_local! {
     /// What the next `Naughty` filter does behind the engine's back, and the host that it does it to.
-    static NAUGHTY: RefCell<Option<(ModelHost, fn(&ModelHost))>> = RefCell::default();
+    static NAUGHTY: RefCell<Option<Misdeed>> = RefCell::default();
 }
 
 fn misbehave() {

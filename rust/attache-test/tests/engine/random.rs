@@ -144,6 +144,7 @@ fn case() -> impl Strategy<Value = Case> {
     let upstream = prop_oneof![
         8 => Just(Upstream::Waits),
         1 => Just(Upstream::Refuses),
+        1 => Just(Upstream::AnswersAtOnce),
     ];
     let chain = (neighbour(), neighbour(), upstream);
     let limit = prop_oneof![Just(1 << 20), Just(16u64), Just(50)];
