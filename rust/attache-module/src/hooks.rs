@@ -92,6 +92,12 @@ pub fn init(registry: fn() -> Registry) -> *const c_char {
 macro_rules! export_module {
     ($registry:path) => {
         const _: () = {
+            #[cfg(panic = "abort")]
+            compile_error!(
+                "a module must be built with panic = \"unwind\": with \"abort\", a panic in one \
+                 exchange would end the whole Envoy; change `panic` in the Cargo profile"
+            );
+
             #[unsafe(no_mangle)]
             extern "C" fn envoy_dynamic_module_on_program_init() -> *const ::core::ffi::c_char {
                 $crate::init($registry)
