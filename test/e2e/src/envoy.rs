@@ -90,6 +90,7 @@ impl Version {
             log_level: "info".into(),
             component_levels: Vec::new(),
             environment: Vec::new(),
+            drain_seconds: 600,
             own_group: false,
         }
     }
@@ -160,6 +161,7 @@ pub struct Launch {
     log_level: String,
     component_levels: Vec<String>,
     environment: Vec<(String, String)>,
+    drain_seconds: u32,
     own_group: bool,
 }
 
@@ -199,6 +201,13 @@ impl Launch {
         self
     }
 
+    /// How long the streams of a replaced listener config may go on before they are cut off; Envoy's
+    /// own 600 seconds unless set.
+    pub fn drain_seconds(mut self, seconds: u32) -> Self {
+        self.drain_seconds = seconds;
+        self
+    }
+
     /// Keeps the terminal's Ctrl-C from it, for a program that ends its Envoy itself.
     pub fn shielded(mut self) -> Self {
         self.own_group = true;
@@ -219,6 +228,7 @@ impl Launch {
             .arg(path)
             .args(["--disable-hot-restart", "--log-level", &self.log_level])
             .args(["--concurrency", &self.concurrency.to_string()])
+            .args(["--drain-time-s", &self.drain_seconds.to_string()])
             // Tests read the access log: it should not lag by the default ten seconds.
             .args(["--file-flush-interval-msec", "10"])
             .stdin(Stdio::null());

@@ -1,6 +1,14 @@
-//! Filters that do what a filter must not do; see `test/e2e/tests/bad_input.rs`.
+//! Filters for tests in a real Envoy. This one does what a filter must not do; see
+//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `test/e2e/tests/host.rs`.
 
 #![forbid(unsafe_code)]
+
+mod crowd;
+mod fault;
+mod keeper;
+mod mark;
+mod meter;
+mod speaker;
 
 use std::cell::RefCell;
 
@@ -224,4 +232,12 @@ async fn use_stale_request() -> Result<Response> {
     Ok(Response::text(StatusCode::OK, report))
 }
 
-attache::filters! { "misbehave" => Misbehave }
+attache::filters! {
+    "misbehave" => Misbehave,
+    "crowd" => crowd::Crowd,
+    "fault" => fault::Fault,
+    "keeper" => keeper::Keeper,
+    "mark" => mark::Mark,
+    "meter" => meter::Meter,
+    "speaker" => speaker::Speaker,
+}

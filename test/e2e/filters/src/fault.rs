@@ -1,0 +1,126 @@
+//! Panics in every place where a filter's code runs.
+
+use std::fmt;
+
+use attache::prelude::*;
+use serde::Deserialize;
+
+/// Panics where its config or the path says.
+#[derive(Deserialize)]
+pub(crate) struct Fault {
+    #[serde(default)]
+    place: String,
+}
+
+/// Panics when it is dropped, with what it holds.
+#[derive(Debug)]
+struct Bomb(&'static str);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        // A second panic while the first unwinds is the end of any Rust program.
+        if !std::thread::panicking() {
+            panic!("a bomb in {}", self.0);
+        }
+    }
+}
+
+/// An error that cannot say what it is.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("a panic in Display")
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+/// An error that panics when it is dropped.
+#[derive(Debug)]
+struct Explosive(#[allow(dead_code)] Bomb);
+
+impl fmt::Display for Explosive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an explosive error")
+    }
+}
+
+impl std::error::Error for Explosive {}
+
+/// Tells when it is dropped.
+struct Stopped;
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        tracing::info!("the task of a refused config has stopped");
+    }
+}
+
+impl Filter for Fault {
+    type Config = Fault;
+    type RouteConfig = ();
+
+    fn new(config: Fault, setup: &mut Setup) -> Result<Self, ConfigError> {
+        if config.place == "new" {
+            let stopped = Stopped;
+            setup.counter("fault_refused")?.inc();
+            setup.spawn(async move {
+                let _stopped = stopped;
+                std::future::pending().await
+            });
+            // The filter is there, and goes with the panic.
+            panic!("a panic in new");
+        }
+        Ok(config)
+    }
+
+    async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+        match req.path().as_str() {
+            "/handle" => panic!("a panic in handle"),
+            "/payload" => std::panic::panic_any(Bomb("a payload")),
+            "/local" => {
+                let _bomb = Bomb("a local");
+                tokio::task::yield_now().await;
+            }
+            "/held" => {
+                let _bomb = Bomb("a held future");
+                tracing::info!("holding a bomb");
+                std::future::pending::<()>().await;
+            }
+            "/task" => attache::spawn(async { panic!("a panic in a task") }).await?,
+            "/task-payload" => {
+                attache::spawn(async { std::panic::panic_any(Bomb("a task's payload")) }).await?;
+            }
+            "/display" => return Err(Unspeakable.into()),
+            "/error" => return Err(Explosive(Bomb("an error")).into()),
+            "/event" => tracing::error!("{}", Unspeakable),
+            "/pump" => {
+                let bomb = Bomb("a body");
+                let mut resp = next.run(req).await?;
+                resp.set_body(Body::from_stream(futures_util::stream::once(async move {
+                    let _bomb = bomb;
+                    Ok::<_, Error>(Bytes::from_static(b"x"))
+                })));
+                return Ok(resp);
+            }
+            _ => return next.run(req).await,
+        }
+        Ok(Response::text(StatusCode::OK, "unharmed"))
+    }
+
+    fn on_complete(&self, _: &Completion) {
+        if self.place == "on_complete" {
+            panic!("a panic in on_complete");
+        }
+    }
+}
+
+impl Drop for Fault {
+    fn drop(&mut self) {
+        if self.place == "drop" {
+            panic!("a panic in the filter's Drop");
+        }
+    }
+}
