@@ -903,8 +903,9 @@ impl Inner {
     /// Logs an error, whose texts may be the filter's own code.
     fn log(self: &Rc<Self>, f: impl FnOnce()) {
         let _scope = current::Scope::enter(self);
-        if guarded(f).is_err() {
-            tracing::error!("the filter failed, and describing its error panicked");
+        if let Err(message) = guarded(f) {
+            self.filter.meta().panics.inc();
+            tracing::error!("the filter failed, and describing its error panicked: {message}");
         }
     }
 
@@ -920,12 +921,15 @@ impl Inner {
             let status = error.status_code().as_u16();
             self.log(|| tracing::error!(status, "the filter failed: {error:?}"));
         }
+        let status = error.status_code();
+        self.drop_safely(Some(error));
         self.drop_futures();
+        let undone = self.state.borrow_mut().effect.take();
+        self.drop_safely(undone);
         let details = self.details(if panicked { "panic" } else { "error" });
         let mut state = self.state.borrow_mut();
         let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
         state.outcome = Some(outcome);
-        state.effect = None;
         if meta.options.fail_open && state.let_pass() {
             return;
         }
@@ -936,7 +940,6 @@ impl Inner {
         let effect = if state.response.flow.released || state.replied {
             Effect::Reset { details }
         } else {
-            let status = error.status_code();
             let status = if (400..600).contains(&status.as_u16()) {
                 status
             } else {
@@ -976,6 +979,7 @@ impl Inner {
             if state.answered && !state.response.flow.started {
                 // Envoy would cut off what is on its way to the client.
                 drop(state);
+                self.drop_safely(Some(effect));
                 return self.cancel();
             }
             state.replied = true;
@@ -1011,7 +1015,7 @@ impl Inner {
                 list.extend(pairs(&headers, |_| true));
                 if self.is_head() {
                     self.state.borrow_mut().request.flow.mode = Mode::Discard;
-                    drop(reply);
+                    self.drop_safely(Some(reply));
                     self.read(|host| host.send_reply_headers(&list, true));
                     return;
                 }
@@ -1029,11 +1033,13 @@ impl Inner {
         let Some(reply) = &mut state.reply else { return };
         let ready = std::mem::take(&mut reply.ready);
         let trailers = reply.ended.then(|| reply.trailers.take());
+        let mut over = None;
         if trailers.is_some() {
-            state.reply = None;
+            over = state.reply.take();
             state.request.flow.mode = Mode::Discard;
         }
         drop(state);
+        self.drop_safely(over);
         ready.for_each(|data| {
             self.read(|host| host.send_reply_data(data, false));
         });
@@ -1362,22 +1368,23 @@ impl Inner {
             let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
             (state.request.pump.take(), state.response.pump.take(), state.reply.take(), hooks)
         };
-        if task.is_none() && request.is_none() && response.is_none() && reply.is_none() {
-            return;
-        }
+        self.drop_safely(task);
+        self.drop_safely(request);
+        self.drop_safely(response);
+        self.drop_safely(reply);
+        self.drop_safely(hooks.0);
+        self.drop_safely(hooks.1);
+    }
+
+    /// Drops what is the filter's own: its `Drop` may panic, or use the exchange. No borrow may be
+    /// held.
+    fn drop_safely<T>(self: &Rc<Self>, value: Option<T>) {
+        let Some(value) = value else { return };
         let _scope = current::Scope::enter(self);
         let was_busy = self.busy.replace(true);
-        for dropped in [
-            guarded(|| drop(task)),
-            guarded(|| drop(request)),
-            guarded(|| drop(response)),
-            guarded(|| drop(reply)),
-            guarded(|| drop(hooks)),
-        ] {
-            if let Err(message) = dropped {
-                self.filter.meta().panics.inc();
-                tracing::error!("the filter panicked while it was dropped: {message}");
-            }
+        if let Err(message) = guarded(|| drop(value)) {
+            self.filter.meta().panics.inc();
+            tracing::error!("the filter panicked while it was dropped: {message}");
         }
         self.busy.set(was_busy);
     }
@@ -1405,7 +1412,9 @@ impl Inner {
         state.started = false;
         state.replied = true;
         let outcome = state.outcome.unwrap_or(Outcome::Cancelled);
+        let undone = state.effect.take();
         drop(state);
+        self.drop_safely(undone);
         let _scope = current::Scope::enter(self);
         if let Err(message) = guarded(|| self.filter.complete(&Completion { outcome })) {
             self.filter.meta().panics.inc();

@@ -103,8 +103,25 @@ pub(crate) struct Meta {
 }
 
 struct Typed<F> {
-    filter: F,
+    /// There until it is dropped.
+    filter: Option<F>,
     meta: Meta,
+}
+
+impl<F> Typed<F> {
+    fn filter(&self) -> &F {
+        self.filter.as_ref().expect("the filter is there until it is dropped")
+    }
+}
+
+impl<F> Drop for Typed<F> {
+    fn drop(&mut self) {
+        let filter = self.filter.take();
+        if let Err(message) = guarded(|| drop(filter)) {
+            let name = &self.meta.name;
+            tracing::error!("filter `{name}`: panicked while it was dropped: {message}");
+        }
+    }
 }
 
 impl<F: Filter> ErasedFilter for Typed<F> {
@@ -121,13 +138,13 @@ impl<F: Filter> ErasedFilter for Typed<F> {
         // second reference count, which all workers would share.
         Box::pin(async move {
             let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
-            let filter = &filter.expect("an exchange keeps its filter").filter;
+            let filter = filter.expect("an exchange keeps its filter").filter();
             filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
         })
     }
 
     fn complete(&self, done: &Completion) {
-        self.filter.on_complete(done);
+        self.filter().on_complete(done);
     }
 }
 
@@ -233,7 +250,7 @@ fn load<F: Filter>(
         slow_polls,
         _tasks: setup.tasks,
     };
-    Ok(Loaded(Arc::new(Typed { filter, meta })))
+    Ok(Loaded(Arc::new(Typed { filter: Some(filter), meta })))
 }
 
 fn load_route<F: Filter>(config: Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError> {

@@ -2,10 +2,13 @@
 //! and stats, config updates and shutdown, other filters, other workers; and what a panic costs
 //! there. The filters are in `test/e2e/filters`.
 
+use std::collections::BTreeSet;
+
 use attache_e2e::{
-    Call, Cluster, Collected, Config, Envoy, ModuleFilter, Modules, Protocol, Route, Upstream,
-    Version, disabled, eventually,
+    Call, Client, Cluster, Collected, Config, Envoy, ModuleFilter, Modules, Pending, Protocol,
+    Route, Update, Upstream, Version, disabled, eventually,
 };
+use http::Method;
 use serde_json::{Value, json};
 
 const MODULE: &str = "attache_e2e_filters";
@@ -373,5 +376,310 @@ async fn a_poll_that_blocks_the_worker_is_counted_and_logged() {
             assert!(count.is_some_and(|count| count >= 1), "{count:?}");
             envoy.finish().await;
         }
+    }
+}
+
+// ---- life and death -------------------------------------------------------------------------
+
+fn keeper(name: &str) -> ModuleFilter {
+    filter("keeper").config(json!({"name": name}))
+}
+
+const HELD: &str = "dynamicmodulescustom.keeper_held";
+
+/// Starts calls that are held, on so many connections.
+async fn hold(envoy: &Envoy, path: &str, clients: u64, each: u64) -> Vec<(Client, Vec<Pending>)> {
+    let mut all = Vec::new();
+    for _ in 0..clients {
+        let mut client = envoy.connect(Protocol::Http2).await;
+        let mut calls = Vec::new();
+        for _ in 0..each {
+            calls.push(client.start(Call::get(path)).await);
+        }
+        all.push((client, calls));
+    }
+    all
+}
+
+#[tokio::test]
+async fn exchanges_end_with_the_filter_they_began_with() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving([keeper("old")]).watched();
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        let held = hold(&envoy, "/hold", 2, 5).await;
+        envoy.wait_for_stat(HELD, 10).await;
+
+        assert_eq!(envoy.update(&serving([keeper("new")]).watched()).await, Update::Accepted);
+        let mut client = envoy.connect(Protocol::Http1).await;
+        let new = client.start(Call::get("/hold")).await;
+        envoy.wait_for_stat(HELD, 11).await;
+        assert_eq!(get(&envoy, "/open").await.text(), "open");
+        assert_eq!(new.await.unwrap().collect().await.unwrap().text(), "new");
+        for (_, calls) in held {
+            for call in calls {
+                assert_eq!(call.await.unwrap().collect().await.unwrap().text(), "old");
+            }
+        }
+        let events = get(&envoy, "/events").await;
+        let ends = |name: &str| {
+            let event = format!("{name}: Replied");
+            events.text().lines().filter(|line| *line == event).count()
+        };
+        // The new one held one exchange, and answered `/open`.
+        assert_eq!((ends("old"), ends("new")), (10, 2));
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_replaced_filter_is_dropped_with_its_exchanges_and_its_tasks() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving([keeper("old")]).watched();
+        let launch = version.launch().modules(&modules).drain_seconds(1);
+        let envoy = launch.start(&config).await;
+        let held = hold(&envoy, "/hold", 1, 3).await;
+        envoy.wait_for_stat(HELD, 3).await;
+
+        assert_eq!(envoy.update(&serving([keeper("new")]).watched()).await, Update::Accepted);
+        for event in ["old: Cancelled", "old: dropped", "old: task stopped"] {
+            envoy.wait_for_log(&[event]).await;
+        }
+        let events = get(&envoy, "/events").await;
+        let count = |event: &str| events.text().lines().filter(|line| *line == event).count();
+        assert_eq!(count("old: Cancelled"), 3);
+        assert_eq!(count("old: dropped"), 1);
+        assert_eq!(count("old: task stopped"), 1);
+        assert!(!events.text().contains("new: dropped"));
+        drop(held);
+        envoy.finish().await;
+    }
+}
+
+/// As a user writes it who has not read about `do_not_close`.
+fn closable(filter: ModuleFilter) -> Value {
+    let mut filter = Value::from(filter);
+    filter["typed_config"]["dynamic_module_config"]["do_not_close"] = json!(false);
+    filter
+}
+
+#[tokio::test]
+async fn a_module_stays_in_memory_when_its_last_config_goes() {
+    let modules = modules();
+    for version in Version::all() {
+        let direct = Route::prefix("/").direct(200, "ok");
+        let with = Config::new().filter(closable(keeper("only"))).route(direct.clone()).watched();
+        let without = Config::new().route(direct).watched();
+        let envoy = version.launch().modules(&modules).drain_seconds(1).start(&with).await;
+        assert_eq!(get(&envoy, "/outlive").await.text(), "it goes on");
+
+        assert_eq!(envoy.update(&without).await, Update::Accepted);
+        envoy.wait_for_log(&["only: dropped"]).await;
+        envoy.wait_for_log(&["only: task stopped"]).await;
+        // Code of the module still runs: a task that was let go.
+        let beats = |log: &str| log.matches("outlived beat").count();
+        let before = beats(&envoy.log());
+        eventually("further beats", async || beats(&envoy.log()) > before + 10).await;
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", envoy.pid())).unwrap();
+        assert!(maps.contains("libattache_e2e_filters.so"));
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+
+        // And the filter can come back.
+        assert_eq!(envoy.update(&with).await, Update::Accepted);
+        let events = get(&envoy, "/events").await;
+        assert!(events.text().contains("only: dropped"), "{}", events.text());
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn envoy_ends_cleanly_while_exchanges_wait() {
+    let modules = modules();
+    for version in Version::all() {
+        for path in ["/hold", "/restless"] {
+            for filter in [Value::from(keeper("last")), closable(keeper("last"))] {
+                let config =
+                    Config::new().filter(filter).route(Route::prefix("/").direct(200, "ok"));
+                let envoy = version.launch().modules(&modules).concurrency(2).start(&config).await;
+                get(&envoy, "/outlive").await;
+                let held = hold(&envoy, path, 10, 10).await;
+                eventually("100 exchanges", async || {
+                    // The task that outlives sets the gauge, so it does not tell.
+                    envoy.stat("http.ingress.downstream_rq_active").await == Some(100)
+                })
+                .await;
+                envoy.finish().await;
+                drop(held);
+            }
+        }
+    }
+}
+
+// ---- panics ---------------------------------------------------------------------------------
+
+fn fault(place: &str) -> ModuleFilter {
+    filter("fault").config(json!({"place": place}))
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_exchange() {
+    let modules = modules();
+    for version in Version::all() {
+        let upstream = Upstream::fixed(200, "ok").await;
+        let config = Config::new().filter(fault("")).upstream(upstream.address());
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        let mut panics = 0;
+        for (path, said) in [
+            ("/handle", "a panic in handle"),
+            ("/payload", "panicked"),
+            ("/local", "a bomb in a local"),
+            ("/task", "a panic in a task"),
+            ("/task-payload", "a spawned task panicked"),
+            ("/display", "a panic in Display"),
+            ("/error", "an explosive error"),
+            ("/cause", "describing its error panicked: a panic in Display"),
+            ("/event", "a panic in Display"),
+        ] {
+            let reply = get(&envoy, path).await;
+            let answer = (reply.status.as_u16(), reply.text());
+            assert_eq!(answer, (500, "Internal Server Error"), "{path}");
+            envoy.wait_for_log(&["[error][dynamic_modules]", "[fault][C", said]).await;
+            panics += 1;
+            envoy.wait_for_stat(&stat_of("fault", "panics"), panics).await;
+            assert_eq!(get(&envoy, "/").await.text(), "ok", "after {path}");
+        }
+
+        // The reply is whole: what goes wrong after it is not the client's concern.
+        for method in [Method::GET, Method::HEAD] {
+            let body = if method == Method::GET { "x" } else { "" };
+            let mut client = envoy.connect(Protocol::Http1).await;
+            let reply = client.fetch(Call::new(method, "/reply")).await;
+            assert_eq!((reply.status.as_u16(), reply.text()), (200, body));
+            panics += 1;
+            envoy.wait_for_stat(&stat_of("fault", "panics"), panics).await;
+        }
+        envoy.wait_for_log(&["[fault][C", "while it was dropped: a bomb in a reply"]).await;
+
+        // The response's headers are on their way: whatever comes of it, it comes to an end.
+        let mut client = envoy.connect(Protocol::Http1).await;
+        match client.send(Call::get("/pump")).await {
+            Ok(reply) => drop(reply.collect().await),
+            Err(broken) => drop(broken),
+        }
+        envoy.wait_for_log(&["[fault][C", "a bomb in a body"]).await;
+        envoy.wait_for_stat(&stat_of("fault", "panics"), panics + 1).await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+
+        // The client goes, and takes the future along.
+        let mut client = envoy.connect(Protocol::Http1).await;
+        let held = client.start(Call::get("/held")).await;
+        envoy.wait_for_log(&["holding a bomb"]).await;
+        held.cancel();
+        client.disconnect();
+        envoy.wait_for_log(&["[fault][C", "while it was dropped: a bomb in a held future"]).await;
+        envoy.wait_for_stat(&stat_of("fault", "panics"), panics + 2).await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+
+        let log = envoy.log();
+        assert!(!log.contains("a bug in Attaché"), "{log}");
+        // Those of `/cause` and `/error` were errors, too.
+        assert_eq!(envoy.stat(&stat_of("fault", "errors")).await, Some(2));
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_on_complete_is_counted() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving([fault("on_complete")]);
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        for count in 1..=3 {
+            assert_eq!(get(&envoy, "/").await.text(), "ok");
+            envoy.wait_for_stat(&stat_of("fault", "panics"), count).await;
+        }
+        let parts = ["[error]", "[fault][C", "panicked in on_complete: a panic in on_complete"];
+        envoy.wait_for_log(&parts).await;
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_new_refuses_the_config() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving([fault("")]).watched();
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        let update = envoy.update(&serving([fault("new")]).watched()).await;
+        assert_eq!(update, Update::Rejected);
+        envoy.wait_for_log(&["filter `fault`: `Filter::new` panicked: a panic in new"]).await;
+        envoy.wait_for_log(&["the task of a refused config has stopped"]).await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_drop_of_a_filter_is_logged() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving([fault("drop")]).watched();
+        let launch = version.launch().modules(&modules).drain_seconds(1);
+        let envoy = launch.start(&config).await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+        assert_eq!(envoy.update(&serving([fault("")]).watched()).await, Update::Accepted);
+        envoy
+            .wait_for_log(&["[error]", "filter `fault`", "dropped", "a panic in the filter's Drop"])
+            .await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+        assert!(!envoy.log().contains("a bug in Attaché"), "{}", envoy.log());
+        envoy.finish().await;
+
+        // It may as well come at the very end.
+        let envoy = launch.start(&config).await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
+        envoy.finish().await;
+    }
+}
+
+// ---- many at once ---------------------------------------------------------------------------
+
+#[tokio::test]
+async fn many_exchanges_wait_on_several_workers() {
+    const CLIENTS: u64 = 20;
+    const EACH: u64 = 15;
+    let modules = modules();
+    for version in Version::all() {
+        let upstream = Upstream::echo().await;
+        let config = Config::new().filter(filter("crowd")).upstream(upstream.address());
+        let envoy = version.launch().modules(&modules).concurrency(2).start(&config).await;
+        let mut calls = Vec::new();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut client = envoy.connect(Protocol::Http2).await;
+            for number in 0..EACH {
+                let call = Call::post("/").body(format!("body {number}"));
+                calls.push((number, client.start(call).await));
+            }
+            clients.push(client);
+        }
+        let mut workers = BTreeSet::new();
+        for (number, call) in calls {
+            let reply = call.await.expect("a response").collect().await.expect("all of it");
+            assert_eq!((reply.status.as_u16(), reply.text()), (200, &*format!("body {number}")));
+            assert_eq!(reply.header("x-sum"), Some("110"));
+            workers.insert(reply.header("x-worker").expect("set by the filter").to_owned());
+        }
+        assert_eq!(workers.len(), 2, "{workers:?}");
+        for what in ["started", "completed", "responded"] {
+            let stat = format!("dynamicmodulescustom.crowd_{what}");
+            envoy.wait_for_stat(&stat, CLIENTS * EACH).await;
+        }
+        for what in ["errors", "panics"] {
+            assert_eq!(envoy.stat(&stat_of("crowd", what)).await, Some(0), "{what}");
+        }
+        assert_eq!(upstream.count() as u64, CLIENTS * EACH);
+        envoy.finish().await;
     }
 }

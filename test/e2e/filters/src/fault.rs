@@ -3,6 +3,7 @@
 use std::fmt;
 
 use attache::prelude::*;
+use futures_util::StreamExt;
 use serde::Deserialize;
 
 /// Panics where its config or the path says.
@@ -36,6 +37,31 @@ impl fmt::Display for Unspeakable {
 }
 
 impl std::error::Error for Unspeakable {}
+
+/// An error whose cause's cause cannot say what it is.
+#[derive(Debug)]
+struct Caused(Option<Box<dyn std::error::Error + Send + Sync>>);
+
+impl fmt::Display for Caused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("something was caused")
+    }
+}
+
+impl std::error::Error for Caused {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_deref().map(|cause| cause as _)
+    }
+}
+
+/// A body of one byte that panics when it is dropped.
+fn explosive_body(what: &'static str) -> Body {
+    let bomb = Bomb(what);
+    Body::from_stream(futures_util::stream::iter([b"x"]).map(move |byte| {
+        let _bomb = &bomb;
+        Ok::<_, Error>(Bytes::from_static(byte))
+    }))
+}
 
 /// An error that panics when it is dropped.
 #[derive(Debug)]
@@ -94,16 +120,16 @@ impl Filter for Fault {
                 attache::spawn(async { std::panic::panic_any(Bomb("a task's payload")) }).await?;
             }
             "/display" => return Err(Unspeakable.into()),
+            "/cause" => return Err(Caused(Some(Unspeakable.into())).into()),
             "/error" => return Err(Explosive(Bomb("an error")).into()),
             "/event" => tracing::error!("{}", Unspeakable),
             "/pump" => {
-                let bomb = Bomb("a body");
                 let mut resp = next.run(req).await?;
-                resp.set_body(Body::from_stream(futures_util::stream::once(async move {
-                    let _bomb = bomb;
-                    Ok::<_, Error>(Bytes::from_static(b"x"))
-                })));
+                resp.set_body(explosive_body("a body"));
                 return Ok(resp);
+            }
+            "/reply" => {
+                return Ok(Response::new(StatusCode::OK).with_body(explosive_body("a reply")));
             }
             _ => return next.run(req).await,
         }
