@@ -331,6 +331,9 @@ impl Inner {
         self.in_hook(direction, Hook::Data, |state| {
             let side = state.side(direction);
             side.flow.ended |= end;
+            if end {
+                self.go_on_pumping(side);
+            }
             std::mem::take(&mut side.waiter)
         });
         if end && let Err(error) = self.check_new_trailers(direction) {
@@ -368,6 +371,7 @@ impl Inner {
             let side = state.side(direction);
             side.flow.ended = true;
             side.flow.trailers = true;
+            self.go_on_pumping(side);
             std::mem::take(&mut side.waiter)
         });
         if !self.alive.get() {
@@ -406,6 +410,14 @@ impl Inner {
         drop(state);
         if !for_us && !self.busy.get() {
             self.cancel();
+        }
+    }
+
+    /// A pump that was held back because its output could not leave waits for nobody. At the end
+    /// all of it is wanted, to go together.
+    fn go_on_pumping(&self, side: &Side) {
+        if side.pump.is_some() && side.flow.wants_output() {
+            self.due.set(true);
         }
     }
 

@@ -281,7 +281,7 @@ impl Flow {
     /// Whether a resume before the message's end would carry along what an earlier filter holds:
     /// bytes in the shared buffer, or trailers. The hook that brings them to us is still to come.
     pub(crate) fn would_overtake(&self, buffer: usize, trailers: bool) -> bool {
-        trailers || (!self.released && buffer > self.held)
+        trailers || buffer > self.held
     }
 
     /// Between hooks. The caller has to carry the step out before it calls again.

@@ -57,6 +57,26 @@ impl Running {
         self.peak_memory()
     }
 
+    /// How far the last exchange has come, for whoever has to find out why it failed.
+    async fn describe(&self) -> String {
+        let mut text = String::new();
+        if let Some(last) = self.upstream.count().checked_sub(1) {
+            let seen = self.upstream.exchange(last).await.seen();
+            text = format!(
+                "the last request at the upstream: {} bytes, {:?}; its response: {:?}\n",
+                seen.body.len(),
+                seen.request,
+                seen.response
+            );
+        }
+        for (name, value) in self.stats().await {
+            if name.contains("conformance.") || name.contains("flow_control") {
+                text.push_str(&format!("{name} {value}\n"));
+            }
+        }
+        text
+    }
+
     /// All counters and gauges that have been used.
     pub(crate) async fn stats(&self) -> BTreeMap<String, u64> {
         let text = self.envoy.admin_get("/stats?usedonly").await;
@@ -154,7 +174,8 @@ async fn run_case(
             let log = running.envoy.log();
             let lines: Vec<_> = log.lines().filter(|line| !line.contains("[info]")).collect();
             let tail = lines[lines.len().saturating_sub(8)..].join("\n");
-            let mut how = format!("{how}\nEnvoy's log ends in:\n{tail}");
+            let state = guarded(running.describe()).await.unwrap_or_default();
+            let mut how = format!("{how}\n{state}Envoy's log ends in:\n{tail}");
             if let Err(end) = guarded(running.envoy.finish()).await {
                 how = format!("{how}\n{end}");
             }

@@ -36,6 +36,14 @@ const CELL_HEADER: &str = "x-cell";
 /// How long one step may take before it counts as stuck.
 const STUCK: Duration = Duration::from_secs(15);
 
+/// Awaits a part of an exchange, and says which one it was that never ended.
+async fn not_stuck<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(STUCK, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: stuck for {STUCK:?}"),
+    }
+}
+
 /// One step of a `play`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -202,7 +210,7 @@ pub(crate) async fn play(
         let mut stage = Stage::new(running, case, cell, &before, client);
         let steps = case.scenario.play.clone();
         if steps.is_empty() {
-            stage.play_simple().await;
+            not_stuck("the exchange", stage.play_simple()).await;
         } else {
             for (index, step) in steps.iter().enumerate() {
                 match tokio::time::timeout(STUCK, stage.step(step)).await {
@@ -212,8 +220,8 @@ pub(crate) async fn play(
                 }
             }
         }
-        stage.check_client().await;
-        stage.check_upstream(count).await;
+        not_stuck("the end at the client", stage.check_client()).await;
+        not_stuck("the end at the upstream", stage.check_upstream(count)).await;
         opened = stage.opened;
         stage.client.take()
     };
@@ -230,7 +238,7 @@ pub(crate) async fn play(
             let may_close = client.protocol() == Protocol::Http1 && !bodyless;
             let client =
                 if may_close && client.is_closed() { running.connect().await } else { client };
-            Some(check_next(running, client).await)
+            Some(not_stuck("the next request", check_next(running, client)).await)
         }
         other => other,
     }
@@ -344,7 +352,7 @@ impl<'a> Stage<'a> {
             early = &mut reply => arrived = Some(early),
         }
         if let Some(mut turn) = self.turn.take() {
-            turn.read_to_end().await;
+            not_stuck("the request at the upstream", turn.read_to_end()).await;
             let spec = self.upstream_spec();
             if !spec.cut {
                 answer(&mut turn, &spec);
@@ -352,9 +360,9 @@ impl<'a> Stage<'a> {
         }
         let reply = match arrived {
             Some(reply) => reply,
-            None => reply.await,
+            None => not_stuck("the response's headers", reply).await,
         };
-        self.check_reply(collect(reply).await);
+        self.check_reply(not_stuck("the response's body", collect(reply)).await);
     }
 
     fn accepted(&mut self, turn: Turn) {
