@@ -1,13 +1,14 @@
 //! [`Filter`]: what a user writes, and [`Setup`]: what it is made with.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::Poll;
 
 use serde::de::DeserializeOwned;
 
 use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
-use crate::runtime::Tied;
+use crate::runtime::{Tied, guarded};
 use crate::{Next, Request, Response};
 
 /// An HTTP filter: one async function that sees the whole exchange.
@@ -118,7 +119,18 @@ pub trait ConfigHost {
 pub struct Setup {
     pub(crate) name: String,
     pub(crate) host: Box<dyn ConfigHost>,
+    pub(crate) panics: Counter,
     pub(crate) tasks: Vec<Tied>,
+}
+
+fn define(
+    host: &mut dyn ConfigHost,
+    kind: MetricKind,
+    name: &str,
+    labels: &[&str],
+) -> Result<MetricId, ConfigError> {
+    host.define(kind, name, labels)
+        .map_err(|reason| ConfigError::new(format!("metric `{name}` cannot be defined: {reason}")))
 }
 
 impl Setup {
@@ -127,15 +139,20 @@ impl Setup {
         &self.name
     }
 
+    pub(crate) fn new(name: &str, mut host: Box<dyn ConfigHost>) -> Result<Self, ConfigError> {
+        let panics = format!("attache.{name}.panics");
+        let panics =
+            Counter::new(host.sink(), define(&mut *host, MetricKind::Counter, &panics, &[])?, 0);
+        Ok(Setup { name: name.to_owned(), host, panics, tasks: Vec::new() })
+    }
+
     fn define(
         &mut self,
         kind: MetricKind,
         name: &str,
         labels: &[&str],
     ) -> Result<MetricId, ConfigError> {
-        self.host.define(kind, name, labels).map_err(|reason| {
-            ConfigError::new(format!("metric `{name}` cannot be defined: {reason}"))
-        })
+        define(&mut *self.host, kind, name, labels)
     }
 
     /// Defines a counter.
@@ -194,9 +211,17 @@ impl Setup {
     }
 
     /// Runs a task beside the filter until the config goes. If the config is refused after all, the
-    /// task is cancelled at once.
+    /// task is cancelled at once. A panic ends the task; it is counted and logged.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.push(Tied::spawn(task));
+        let (name, panics) = (self.name.clone(), self.panics.clone());
+        let mut task = Box::pin(task);
+        self.tasks.push(Tied::spawn(poll_fn(move |cx| {
+            guarded(|| task.as_mut().poll(cx)).unwrap_or_else(|message| {
+                panics.inc();
+                tracing::error!("filter `{name}`: a background task panicked: {message}");
+                Poll::Ready(())
+            })
+        })));
     }
 }
 

@@ -235,10 +235,9 @@ fn load<F: Filter>(
     host: Box<dyn ConfigHost>,
 ) -> Result<Loaded, ConfigError> {
     let config: F::Config = typed(config)?;
-    let mut setup = Setup { name: name.to_owned(), host, tasks: Vec::new() };
+    let mut setup = Setup::new(name, host)?;
     let counter = |setup: &mut Setup, what| setup.counter(&format!("attache.{name}.{what}"));
     let errors = counter(&mut setup, "errors")?;
-    let panics = counter(&mut setup, "panics")?;
     let slow_polls = counter(&mut setup, "slow_polls")?;
     let filter = F::new(config, &mut setup)?;
     let meta = Meta {
@@ -246,7 +245,7 @@ fn load<F: Filter>(
         options,
         clock: PollClock::new(options.slow_poll()),
         errors,
-        panics,
+        panics: setup.panics,
         slow_polls,
         _tasks: setup.tasks,
     };

@@ -385,6 +385,15 @@ fn keeper(name: &str) -> ModuleFilter {
     filter("keeper").config(json!({"name": name}))
 }
 
+/// Waits until new connections are served by this keeper: workers take an update a little after
+/// Envoy has accepted it.
+async fn serves(envoy: &Envoy, name: &str) {
+    eventually("the new config to serve", async || {
+        get(envoy, "/").await.header("x-keeper") == Some(name)
+    })
+    .await;
+}
+
 const HELD: &str = "dynamicmodulescustom.keeper_held";
 
 /// Starts calls that are held, on so many connections.
@@ -411,6 +420,7 @@ async fn exchanges_end_with_the_filter_they_began_with() {
         envoy.wait_for_stat(HELD, 10).await;
 
         assert_eq!(envoy.update(&serving([keeper("new")]).watched()).await, Update::Accepted);
+        serves(&envoy, "new").await;
         let mut client = envoy.connect(Protocol::Http1).await;
         let new = client.start(Call::get("/hold")).await;
         envoy.wait_for_stat(HELD, 11).await;
@@ -421,13 +431,13 @@ async fn exchanges_end_with_the_filter_they_began_with() {
                 assert_eq!(call.await.unwrap().collect().await.unwrap().text(), "old");
             }
         }
-        let events = get(&envoy, "/events").await;
-        let ends = |name: &str| {
-            let event = format!("{name}: Replied");
-            events.text().lines().filter(|line| *line == event).count()
-        };
-        // The new one held one exchange, and answered `/open`.
-        assert_eq!((ends("old"), ends("new")), (10, 2));
+        eventually("each to have ended with its own", async || {
+            let events = get(&envoy, "/events").await;
+            let replied = |line: &&str| *line == "old: Replied";
+            events.text().lines().filter(replied).count() == 10
+                && events.text().contains("new: Replied")
+        })
+        .await;
         envoy.finish().await;
     }
 }
@@ -443,6 +453,7 @@ async fn a_replaced_filter_is_dropped_with_its_exchanges_and_its_tasks() {
         envoy.wait_for_stat(HELD, 3).await;
 
         assert_eq!(envoy.update(&serving([keeper("new")]).watched()).await, Update::Accepted);
+        serves(&envoy, "new").await;
         for event in ["old: Cancelled", "old: dropped", "old: task stopped"] {
             envoy.wait_for_log(&[event]).await;
         }
@@ -487,6 +498,7 @@ async fn a_module_stays_in_memory_when_its_last_config_goes() {
 
         // And the filter can come back.
         assert_eq!(envoy.update(&with).await, Update::Accepted);
+        serves(&envoy, "only").await;
         let events = get(&envoy, "/events").await;
         assert!(events.text().contains("only: dropped"), "{}", events.text());
         envoy.finish().await;
@@ -601,6 +613,20 @@ async fn a_panic_in_on_complete_is_counted() {
         }
         let parts = ["[error]", "[fault][C", "panicked in on_complete: a panic in on_complete"];
         envoy.wait_for_log(&parts).await;
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_a_background_task_is_counted_and_logged() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving([fault("background")]);
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        let said = "filter `fault`: a background task panicked: a panic in the background";
+        envoy.wait_for_log(&["[error][dynamic_modules]", said]).await;
+        envoy.wait_for_stat(&stat_of("fault", "panics"), 1).await;
+        assert_eq!(get(&envoy, "/").await.text(), "ok");
         envoy.finish().await;
     }
 }

@@ -99,6 +99,12 @@ impl Filter for Fault {
             // The filter is there, and goes with the panic.
             panic!("a panic in new");
         }
+        if config.place == "background" {
+            setup.spawn(async {
+                tokio::task::yield_now().await;
+                panic!("a panic in the background");
+            });
+        }
         Ok(config)
     }
 

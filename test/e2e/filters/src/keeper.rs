@@ -91,7 +91,11 @@ impl Filter for Keeper {
                 "open".to_owned()
             }
             "/events" => EVENTS.lock().expect("nobody panics in between").join("\n"),
-            _ => return next.run(req).await,
+            _ => {
+                let mut resp = next.run(req).await?;
+                resp.headers_mut().set("x-keeper", &self.name);
+                return Ok(resp);
+            }
         };
         Ok(Response::text(StatusCode::OK, text))
     }
