@@ -314,7 +314,12 @@ impl Inner {
         self.drop_futures();
         let mut state = self.state.borrow_mut();
         state.outcome.get_or_insert(Outcome::Cancelled);
-        state.response.flow.mode = Mode::Pass;
+        // What the filter was to change does not go on without the change.
+        if state.request.flow.mode != Mode::Pass {
+            state.request.flow.mode = Mode::Discard;
+        }
+        let left_behind = state.response.flow.started;
+        state.response.flow.mode = if left_behind { Mode::Discard } else { Mode::Pass };
         state.replied = true;
     }
 
@@ -934,6 +939,7 @@ impl Inner {
             self.log(|| tracing::error!(status, "the filter failed: {error:?}"));
         }
         let status = error.status_code();
+        let may_pass = meta.options.fail_open && self.state.borrow().may_let_pass();
         self.drop_safely(Some(error));
         self.drop_futures();
         let undone = self.state.borrow_mut().effect.take();
@@ -942,7 +948,7 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
         state.outcome = Some(outcome);
-        if meta.options.fail_open && state.let_pass() {
+        if may_pass && state.let_pass() {
             return;
         }
         if state.response.flow.finished {
@@ -1436,6 +1442,13 @@ impl Inner {
 }
 
 impl State {
+    /// A request that has gone on with a change that is still to be made cannot do without it.
+    fn may_let_pass(&self) -> bool {
+        let request = &self.request;
+        let unchanged = request.flow.mode == Mode::Pass && request.on_trailers.is_none();
+        !self.response.flow.started || request.flow.finished || unchanged
+    }
+
     /// Fail open: what was not touched goes on. Returns whether that was possible.
     fn let_pass(&mut self) -> bool {
         if self.replied {

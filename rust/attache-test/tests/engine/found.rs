@@ -3,7 +3,7 @@
 use crate::support::*;
 use attache_core::host::Direction;
 use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
-use attache_test::model::{Neighbour, Options};
+use attache_test::model::{Neighbour, Options, Upstream};
 use attache_test::{TestHost, TestRequest, TestResponse};
 use std::time::Duration;
 
@@ -153,6 +153,48 @@ fn a_request_does_not_go_on_after_a_reply_that_its_own_output_caused() {
         late_end: true,
         obedient: false,
         events: vec![Client, Time, Client, Client],
+        ..Case::default()
+    });
+}
+
+/// Somebody else has answered, and the filter is gone.
+#[test]
+fn a_request_that_was_to_be_changed_does_not_go_on_unchanged() {
+    use Event::{Client, ClientReset, Scheduled};
+    check(&Case {
+        program: Program {
+            request: Change::Pipe(Wait::No, Wait::No),
+            request_trailers: true,
+            response: Change::PipeOne(Wait::No),
+            ..Program::default()
+        },
+        request: body_and_trailers(&[]),
+        response: body(&[16]),
+        before: Some(Neighbour::Buffers),
+        upstream: Upstream::AnswersAtOnce,
+        limit: 16,
+        late_end: true,
+        obedient: false,
+        events: vec![Client, Client, Event::Upstream, Event::Upstream, Scheduled, ClientReset],
+        ..Case::default()
+    });
+}
+
+/// The filter fails at the response while the request is still being changed.
+#[test]
+fn failing_open_does_not_let_a_half_changed_request_go_on() {
+    use Event::Client;
+    check(&Case {
+        program: Program {
+            request: Change::PipeOne(Wait::No),
+            request_trailers: true,
+            finish: Finish::Error,
+            ..Program::default()
+        },
+        request: body_and_trailers(&[0, 1]),
+        fail_open: true,
+        obedient: false,
+        events: vec![Client, Client, Event::Upstream],
         ..Case::default()
     });
 }

@@ -148,7 +148,8 @@ fn case() -> impl Strategy<Value = Case> {
     ];
     let chain = (neighbour(), neighbour(), upstream);
     let limit = prop_oneof![Just(1 << 20), Just(16u64), Just(50)];
-    let flags = (proptest::bool::weighted(0.1), limit, any::<bool>(), any::<bool>());
+    let rarely = || proptest::bool::weighted(0.1);
+    let flags = (rarely(), limit, any::<bool>(), any::<bool>(), rarely());
     (program(), script(), script(), chain, flags, events()).prop_map(
         |(program, request, response, chain, flags, events)| Case {
             program,
@@ -161,6 +162,7 @@ fn case() -> impl Strategy<Value = Case> {
             limit: flags.1,
             late_end: flags.2,
             obedient: flags.3,
+            fail_open: flags.4,
             events,
         },
     )

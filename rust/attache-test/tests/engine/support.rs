@@ -151,6 +151,8 @@ pub(crate) struct Case {
     pub(crate) upstream: Upstream,
     pub(crate) limit: u64,
     pub(crate) late_end: bool,
+    /// The filter's config says `fail_open`.
+    pub(crate) fail_open: bool,
     /// A paused sender sends nothing.
     pub(crate) obedient: bool,
     pub(crate) events: Vec<Event>,
@@ -168,6 +170,7 @@ impl Default for Case {
             upstream: Upstream::Waits,
             limit: 1 << 20,
             late_end: false,
+            fail_open: false,
             obedient: true,
             events: vec![],
         }
@@ -443,7 +446,8 @@ impl Filter for Random {
 
 struct World {
     runtime: tokio::runtime::Runtime,
-    loaded: Loaded,
+    /// One that fails closed, and one that fails open.
+    loaded: [Loaded; 2],
 }
 
 impl World {
@@ -463,10 +467,11 @@ impl World {
             .start_paused(true)
             .build()
             .unwrap();
-        let loaded = {
+        let loaded = [false, true].map(|fail_open| {
             let _entered = runtime.enter();
-            TestHost::new::<Random>(r#"{"attache": {"slow_poll_ms": 1000000}}"#).loaded()
-        };
+            let options = format!(r#"{{"fail_open": {fail_open}, "slow_poll_ms": 1000000}}"#);
+            TestHost::new::<Random>(&format!(r#"{{"attache": {options}}}"#)).loaded()
+        });
         World { runtime, loaded }
     }
 
@@ -672,9 +677,6 @@ fn has(fields: &Option<Fields>, name: &str) -> bool {
 /// Plays a case. The error says which promise was broken; otherwise, whether the last event changed
 /// anything.
 pub(crate) fn run(case: &Case) -> Result<bool, String> {
-    if std::env::var("TRACE").is_ok() {
-        eprintln!("{case:?}");
-    }
     WORLD.with(|world| run_in(case, world))
 }
 
@@ -694,7 +696,7 @@ fn run_in(case: &Case, world: &World) -> Result<bool, String> {
     response.late_end |= case.upstream == Upstream::AnswersAtOnce && !response.trailers;
     let status = vec![(":status".to_owned(), Bytes::from("200")), ("x-up".into(), "1".into())];
     let model = Model::new(
-        &world.loaded,
+        &world.loaded[usize::from(case.fail_open)],
         Options {
             before: case.before,
             after: case.after,
@@ -761,8 +763,11 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
     let total =
         |script: &Script| -> Vec<u8> { (0..script.chunks.iter().sum()).map(input).collect() };
     let inputs = [total(&case.request), total(response)];
-    let (taken, next, gave_up, started) =
-        record(|r| (r.taken.clone(), r.next, r.gave_up, r.started > 0));
+    let (taken, next, gave_up, started, returned) =
+        record(|r| (r.taken.clone(), r.next, r.gave_up, r.started > 0, r.returned));
+    // Failing open lets the message go on as it came.
+    let own_was_refused = gave_up || matches!(program.finish, Finish::Own(_) | Finish::NewHead);
+    let failed_open = case.fail_open && (!returned || own_was_refused);
     let replies = [case.before, case.after].contains(&Some(Neighbour::Replies));
     let buffers = [case.before, case.after].contains(&Some(Neighbour::Buffers));
     let refuses = case.upstream == Upstream::Refuses;
@@ -781,9 +786,9 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
 
     // Request.
     let rest = &inputs[0][taken[0].len()..];
-    let want = changed(program.request, rest);
+    let want = if next { changed(program.request, rest) } else { Some(inputs[0].clone()) };
     if upstream.headers.is_some() {
-        if !next && started {
+        if !next && started && !case.fail_open {
             return Err("the request went on without `next.run`".into());
         }
         if let Some(want) = &want {
@@ -794,7 +799,7 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
         }
         if upstream.trailers.is_some()
             && (!has(&upstream.trailers, "x-trailer")
-                || has(&upstream.trailers, "x-mapped") != program.request_trailers)
+                || has(&upstream.trailers, "x-mapped") != (next && program.request_trailers))
         {
             return Err(format!("request trailers: {:?}", upstream.trailers));
         }
@@ -804,7 +809,11 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
     let from_upstream = has(&client.headers, "x-up")
         || (case.upstream == Upstream::AnswersAtOnce && client.status() == Some(200) && !foreign);
     let rest = inputs[1].get(taken[1].len()..).unwrap_or_default();
-    let want = if case.head { Some(vec![]) } else { changed(program.response, rest) };
+    let want = match () {
+        () if case.head => Some(vec![]),
+        () if failed_open => Some(inputs[1].clone()),
+        () => changed(program.response, rest),
+    };
     if from_upstream {
         if let Some(want) = &want {
             body_is(&client, want, "the client")?;
@@ -813,7 +822,7 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
             return Err(format!("response trailers: {:?}", client.trailers));
         }
         if client.trailers.is_some()
-            && has(&client.trailers, "x-mapped") != program.response_trailers
+            && has(&client.trailers, "x-mapped") != (!failed_open && program.response_trailers)
         {
             return Err(format!("response trailers: {:?}", client.trailers));
         }
@@ -877,6 +886,13 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
         }
         Err(format!("{what}: client {client:?}, upstream {upstream:?}"))
     };
+    let fails = [program.early, Some(program.finish)]
+        .into_iter()
+        .flatten()
+        .any(|finish| matches!(finish, Finish::Error | Finish::Panic | Finish::SpawnedPanic));
+    if case.fail_open && fails {
+        return Ok(());
+    }
     let failed = |finish: Option<Finish>| match finish {
         Some(Finish::Error) => Some(418),
         Some(Finish::Panic | Finish::SpawnedPanic) => Some(500),
