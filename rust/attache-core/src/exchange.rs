@@ -367,6 +367,9 @@ impl Inner {
         if step.emit {
             self.append_output(direction, Area::Frame);
         }
+        if end && step.verdict != DataVerdict::Continue {
+            self.keep_end(direction);
+        }
         self.end_hook(direction);
         if self.is_wanted(direction) { step.verdict } else { DataVerdict::StopNoBuffer }
     }
@@ -416,6 +419,19 @@ impl Inner {
         if !for_us && !self.busy.get() {
             self.cancel();
         }
+    }
+
+    /// The end has come and is not let go. Later filters, once the headers have reached them, must
+    /// not let it go either.
+    fn keep_end(&self, direction: Direction) {
+        let mut state = self.state.borrow_mut();
+        let flow = state.flow(direction);
+        if !flow.released {
+            return;
+        }
+        flow.end_kept = true;
+        drop(state);
+        self.read(|host| host.keep_end(direction, true));
     }
 
     /// A pump that was held back because its output could not leave waits for nobody. At the end
@@ -1093,10 +1109,11 @@ impl Inner {
             let flow = state.flow(direction);
             if goes_on
                 && !flow.ended
-                && flow.would_overtake(
-                    self.host.body_len(direction, Area::Buffer),
-                    self.trailers_exist(direction),
-                )
+                && (self.host.end_is_kept(direction)
+                    || flow.would_overtake(
+                        self.host.body_len(direction, Area::Buffer),
+                        self.trailers_exist(direction),
+                    ))
             {
                 return;
             }
@@ -1107,7 +1124,11 @@ impl Inner {
         let ended_with_trailers = side.flow.trailers;
         let step = side.flow.between_hooks(limit);
         let last = side.flow.finished;
+        let end_kept = last && std::mem::take(&mut side.flow.end_kept);
         drop(state);
+        if end_kept {
+            self.read(|host| host.keep_end(direction, false));
+        }
         match step {
             Move::Nothing => (),
             Move::Drop => self.deal_with_input(direction, Input::Drop),

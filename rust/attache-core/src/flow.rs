@@ -62,6 +62,8 @@ pub(crate) struct Flow {
     pub(crate) finished: bool,
     /// A resume would work.
     pub(crate) stopped: bool,
+    /// Later filters have been told that the end is kept back here.
+    pub(crate) end_kept: bool,
     /// Bytes in Envoy's buffer that are ours.
     pub(crate) held: usize,
     /// Input that was taken out of Envoy to make room for output.
@@ -178,6 +180,7 @@ impl Flow {
             released: false,
             finished: false,
             stopped: false,
+            end_kept: false,
             held: 0,
             pending: Queue::default(),
             out: Queue::default(),

@@ -166,6 +166,20 @@ pub trait Host: 'static {
     /// Raises the buffer limit.
     fn set_buffer_limit(&self, bytes: u64);
 
+    /// Tells the later filters of this stream that the end of a message is kept back here, or not
+    /// any more.
+    ///
+    /// For hosts where a resume sends the message's end as soon as Envoy has received it, even if
+    /// an earlier filter still has bytes to send before it (Envoy up to 1.40).
+    fn keep_end(&self, direction: Direction, kept: bool) {
+        let _ = (direction, kept);
+    }
+    /// Whether an earlier filter has said so.
+    fn end_is_kept(&self, direction: Direction) -> bool {
+        let _ = direction;
+        false
+    }
+
     /// Lets a stopped direction go on (`continueDecoding` / `continueEncoding`).
     fn resume(&self, direction: Direction);
     /// Sends a complete reply in place of whatever would come.

@@ -148,6 +148,9 @@ pub(crate) const ATTRIBUTE_REQUEST_ID: u32 = 9;
 /// `connection.id`
 pub(crate) const ATTRIBUTE_CONNECTION_ID: u32 = 28;
 
+/// Metadata of the stream, which filters can write.
+pub(crate) const METADATA_DYNAMIC: u32 = 0;
+
 /// How a stream is reset.
 pub(crate) const RESET_LOCAL: u32 = 0;
 
@@ -250,6 +253,10 @@ callbacks! {
     scheduler_delete = "http_filter_scheduler_delete": fn(Scheduler);
     scheduler_commit = "http_filter_scheduler_commit": fn(Scheduler, u64);
 
+    set_metadata_number = "http_set_dynamic_metadata_number":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, f64);
+    get_metadata_number = "http_get_metadata_number":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, *mut f64) -> bool;
     get_most_specific_route_config = "get_most_specific_route_config":
         fn(EnvoyFilter) -> ModulePtr;
     get_attribute_string = "http_filter_get_attribute_string":

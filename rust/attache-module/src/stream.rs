@@ -9,7 +9,8 @@ use attache_core::host::{Area, Capabilities, Direction, Host, LocalReply, Map, N
 
 use crate::abi::{
     ATTRIBUTE_CONNECTION_ID, ATTRIBUTE_REQUEST_ID, Callbacks, EnvoyBuffer, EnvoyFilter,
-    EnvoyHeader, ModuleBuffer, ModuleHeader, RESET_LOCAL, Scheduler, body_type, header_type,
+    EnvoyHeader, METADATA_DYNAMIC, ModuleBuffer, ModuleHeader, RESET_LOCAL, Scheduler, body_type,
+    header_type,
 };
 use crate::config::RouteConfig;
 
@@ -72,6 +73,17 @@ fn area_type(direction: Direction, area: Area) -> u32 {
         (Direction::Request, Area::Buffer) => body_type::BUFFERED_REQUEST,
         (Direction::Response, Area::Frame) => body_type::RECEIVED_RESPONSE,
         (Direction::Response, Area::Buffer) => body_type::BUFFERED_RESPONSE,
+    }
+}
+
+/// Where the filters of a stream tell each other, whichever modules they are in, that the end of a
+/// message is kept back.
+const METADATA_NAMESPACE: &str = "attache";
+
+fn end_kept_key(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Request => "request_end_kept",
+        Direction::Response => "response_end_kept",
     }
 }
 
@@ -204,6 +216,33 @@ impl Host for Stream {
     fn set_buffer_limit(&self, bytes: u64) {
         // SAFETY: the stream is valid (type invariant).
         unsafe { (self.api.set_buffer_limit)(self.envoy, bytes) }
+    }
+
+    fn keep_end(&self, direction: Direction, kept: bool) {
+        // SAFETY: the stream is valid (type invariant); Envoy copies both texts.
+        unsafe {
+            (self.api.set_metadata_number)(
+                self.envoy,
+                METADATA_NAMESPACE.into(),
+                end_kept_key(direction).into(),
+                f64::from(u8::from(kept)),
+            )
+        }
+    }
+
+    fn end_is_kept(&self, direction: Direction) -> bool {
+        let mut kept = 0.0;
+        // SAFETY: the stream is valid (type invariant); the out-pointer is ours and live.
+        let known = unsafe {
+            (self.api.get_metadata_number)(
+                self.envoy,
+                METADATA_DYNAMIC,
+                METADATA_NAMESPACE.into(),
+                end_kept_key(direction).into(),
+                &mut kept,
+            )
+        };
+        known && kept != 0.0
     }
 
     fn resume(&self, direction: Direction) {
