@@ -23,6 +23,7 @@ pub(crate) struct Running {
     pub(crate) envoy: Envoy,
     pub(crate) upstream: Upstream,
     protocol: Protocol,
+    window: Option<u32>,
 }
 
 impl Running {
@@ -32,12 +33,16 @@ impl Running {
         // A backtrace in a debug build takes a second, and scenarios panic often.
         let launch = host.launch().modules(modules).env("RUST_BACKTRACE", "0");
         let envoy = launch.start(&config).await;
-        Running { envoy, upstream, protocol: host.protocol }
+        Running { envoy, upstream, protocol: host.protocol, window: profile.window() }
     }
 
     /// A new connection.
     pub(crate) async fn connect(&self) -> Client {
-        Client::connect(self.envoy.address(), self.protocol).await
+        let options = Client::options(self.envoy.address(), self.protocol);
+        match self.window {
+            Some(bytes) => options.window(bytes).connect().await,
+            None => options.connect().await,
+        }
     }
 
     /// The most memory that Envoy has held since [`reset_peak_memory`](Self::reset_peak_memory).

@@ -216,7 +216,12 @@ pub(crate) async fn play(
                 match tokio::time::timeout(STUCK, stage.step(step)).await {
                     Ok(Ok(())) => (),
                     Ok(Err(trouble)) => panic!("step {index}, {step:?}: {trouble}"),
-                    Err(_) => panic!("step {index}, {step:?}: stuck for {STUCK:?}"),
+                    Err(_) => {
+                        let sent = stage.floods.each_ref().map(|flood| {
+                            flood.as_ref().map(|flood| flood.sent.load(Ordering::Relaxed))
+                        });
+                        panic!("step {index}, {step:?}: stuck for {STUCK:?}; floods sent {sent:?}")
+                    }
                 }
             }
         }
@@ -706,10 +711,7 @@ async fn accept_any(running: &Running) -> Turn {
     running.upstream.accept().await
 }
 
-async fn upgrade(
-    mut client: Client,
-    call: Call,
-) -> Result<(Client, TokioIo<Upgraded>), String> {
+async fn upgrade(mut client: Client, call: Call) -> Result<(Client, TokioIo<Upgraded>), String> {
     match client.upgrade_with(call, "websocket").await {
         Ok(io) => Ok((client, io)),
         Err(refusal) => Err(format!("the upgrade was refused with {}", refusal.status)),

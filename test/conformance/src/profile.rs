@@ -45,8 +45,9 @@ fn lua_reply(instance: &str, header: &str) -> Value {
     envoy_filter(instance, "filters.http.lua.v3.Lua", config)
 }
 
-/// Small buffers in Envoy and, on its side of its connections, in the kernel, which would
-/// otherwise take tens of megabytes before anybody is held back.
+/// Small buffers in Envoy and in the kernel, which would otherwise take tens of megabytes before
+/// anybody is held back. The kernel lets those of a connection grow while it is read fast, so the
+/// upstream gets a new connection for each request.
 fn small(config: Config) -> Config {
     // SOL_SOCKET, SO_RCVBUF.
     let options = json!([{
@@ -55,11 +56,20 @@ fn small(config: Config) -> Config {
     config.buffer_limit(SMALL).patch(move |bootstrap| {
         let resources = &mut bootstrap["static_resources"];
         resources["listeners"][0]["socket_options"] = options.clone();
-        resources["clusters"][0]["upstream_bind_config"]["socket_options"] = options.clone();
+        let cluster = &mut resources["clusters"][0];
+        cluster["upstream_bind_config"]["socket_options"] = options.clone();
+        cluster["typed_extension_protocol_options"]
+            ["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+            ["common_http_protocol_options"] = json!({"max_requests_per_connection": 1});
     })
 }
 
 impl Profile {
+    /// How far the client reads ahead; as far as it likes if `None`.
+    pub(crate) fn window(self) -> Option<u32> {
+        matches!(self, Profile::Small | Profile::SmallTwo).then_some(2 * SMALL)
+    }
+
     /// The config, in front of an upstream.
     pub(crate) fn config(self, upstream: SocketAddr, protocol: Protocol) -> Config {
         let config = match protocol {

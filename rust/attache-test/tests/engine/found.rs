@@ -199,6 +199,22 @@ fn failing_open_does_not_let_a_half_changed_request_go_on() {
     });
 }
 
+/// One neighbour lets go a request without a body, the other holds the one that the filter adds.
+#[test]
+fn a_body_that_is_added_between_two_holding_neighbours_arrives() {
+    check(&Case {
+        program: Program { request: Change::Pipe(Wait::No, Wait::No), ..Program::default() },
+        before: Some(Neighbour::Passes),
+        after: Some(Neighbour::Passes),
+        events: vec![
+            Event::Hold(true, Direction::Request),
+            Event::Hold(false, Direction::Request),
+            Event::Client,
+        ],
+        ..Case::default()
+    });
+}
+
 struct Sleeper;
 
 impl Filter for Sleeper {
