@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use conformance_runner::{EnvoyHost, Report, load, run_on_envoy};
+use conformance_runner::{EnvoyHost, Report, load, run_on_envoy, run_on_test_host};
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         wanted.is_empty() || wanted.iter().any(|part| case.name().contains(part.as_str()))
     });
     // Two at a time: a host's Envoys, its client and its upstream keep more than one core busy.
-    let mut report = Report::default();
+    let mut report = Report::new(run_on_test_host(&cases));
     for pair in EnvoyHost::all().chunks(2) {
         std::thread::scope(|scope| {
             let cases = &cases;

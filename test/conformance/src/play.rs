@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use attache_conformance::{Flavour, OPEN_HEADER};
+use attache_conformance::OPEN_HEADER;
 use attache_e2e::{
     BodySender, Broken, Call, Client, Collected, Exchange, OutBody, Pending, Progress, Protocol,
     Reply, Turn, eventually, header_map,
@@ -19,16 +19,14 @@ use http::{HeaderMap, Response};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use crate::content::{Content, difference};
+use crate::check::{check_message, expect_that, grown, no_difference, script, wrong_stats};
+use crate::content::Content;
 use crate::envoy::Running;
 use crate::profile::SCRIPT_HEADERS;
-use crate::scenario::{
-    Case, Expect, ExpectClient, ExpectMessage, ExpectValue, Outcomes, RequestSpec, UpstreamSpec,
-};
+use crate::scenario::{Case, Expect, ExpectClient, RequestSpec, UpstreamSpec};
 
 /// Tells the requests of one cell from what an earlier one may have left behind.
 const CELL_HEADER: &str = "x-cell";
@@ -668,32 +666,6 @@ fn new_call(request: &RequestSpec, cell: &str) -> Call {
     if names.is_empty() { call } else { call.declare_trailers(&names) }
 }
 
-/// The script as the filter reads it. Its gates are this cell's own.
-fn script(steps: &[Value], flavour: Flavour, cell: &str) -> String {
-    fn name_gates(value: &mut Value, cell: &str) {
-        match value {
-            Value::Array(list) => list.iter_mut().for_each(|value| name_gates(value, cell)),
-            Value::Object(fields) => {
-                for (key, value) in fields {
-                    match value {
-                        Value::String(name) if key == "gate" => *name = format!("{name}-{cell}"),
-                        value => name_gates(value, cell),
-                    }
-                }
-            }
-            _ => (),
-        }
-    }
-    let flavour = match flavour {
-        Flavour::AtOnce => "at_once",
-        Flavour::Timer => "timer",
-        Flavour::Thread => "thread",
-    };
-    let mut steps = Value::Array(steps.to_vec());
-    name_gates(&mut steps, cell);
-    json!({"flavour": flavour, "steps": steps}).to_string()
-}
-
 fn map(pairs: &[(String, String)]) -> HeaderMap {
     header_map(pairs.iter().map(|(name, value)| (name, value)))
 }
@@ -772,72 +744,6 @@ fn answer(turn: &mut Turn, spec: &UpstreamSpec) {
     turn.respond(head.body(body).expect("a valid response"));
 }
 
-fn expect_that(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
-}
-
-fn no_difference(expected: &[u8], got: &[u8]) -> Result<(), String> {
-    difference(expected, got).map_or(Ok(()), Err)
-}
-
-fn check_message(
-    place: &str,
-    expected: &ExpectMessage,
-    headers: &HeaderMap,
-    body: &[u8],
-    trailers: Option<&HeaderMap>,
-    line: Option<String>,
-    head: bool,
-) {
-    let mut wrong: Vec<String> = line.into_iter().collect();
-    wrong.extend(check_map("header", &expected.headers, headers));
-    wrong.extend(check_map("trailer", &expected.trailers, trailers.unwrap_or(&HeaderMap::new())));
-    if let Some(content) = &expected.body
-        && let Some(how) = difference(&content.bytes(), body)
-    {
-        wrong.push(format!("the body: {how}"));
-    }
-    if let Some(length) = headers.get("content-length")
-        && !head
-        && length.as_bytes() != body.len().to_string().as_bytes()
-    {
-        wrong.push(format!("content-length {length:?} for a body of {} bytes", body.len()));
-    }
-    assert!(
-        wrong.is_empty(),
-        "{place}:\n{}\nheaders: {headers:?}\ntrailers: {trailers:?}",
-        wrong.join("\n")
-    );
-}
-
-fn check_map(what: &str, expected: &BTreeMap<String, ExpectValue>, map: &HeaderMap) -> Vec<String> {
-    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    expected
-        .iter()
-        .filter_map(|(name, expected)| {
-            let got: Vec<String> = map.get_all(name).iter().map(text).collect();
-            let right = match expected {
-                ExpectValue::One(value) => got == [value.as_str()],
-                ExpectValue::All(values) => got == *values,
-                ExpectValue::There(there) => *there != got.is_empty(),
-                ExpectValue::Absent(()) => got.is_empty(),
-            };
-            (!right).then(|| format!("{what} {name}: expected {expected:?}, got {got:?}"))
-        })
-        .collect()
-}
-
-/// How much a stat has grown. Ours are named by what follows Envoy's prefix for modules.
-fn grown(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>, name: &str) -> u64 {
-    let value = |stats: &BTreeMap<String, u64>| {
-        let ours = stats.get(&format!("dynamicmodulescustom.{name}"));
-        ours.or_else(|| stats.get(name)).copied().unwrap_or(0)
-    };
-    value(now).saturating_sub(value(before))
-}
-
-const OUTCOMES: [&str; 5] = ["responded", "replied", "failed", "panicked", "cancelled"];
-
 /// Waits until the counters say what they must, or fails with what is wrong in the end.
 async fn check_stats(
     running: &Running,
@@ -855,47 +761,6 @@ async fn check_stats(
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("{}", wrong.join("\n"));
-}
-
-fn wrong_stats(
-    expect: &Expect,
-    before: &BTreeMap<String, u64>,
-    now: &BTreeMap<String, u64>,
-    opened: u64,
-) -> Vec<String> {
-    let grown = |name: &str| grown(before, now, name);
-    let mut wrong = Vec::new();
-    let started = grown("conformance.started");
-    let mut must = |what: &str, got: u64, expected: u64| {
-        if got != expected {
-            wrong.push(format!("{what}: {got}, expected {expected}"));
-        }
-    };
-    let live = now.get("dynamicmodulescustom.conformance.live").copied().unwrap_or(0);
-    must("exchanges still alive", live, 0);
-    must("futures dropped, of those started", grown("conformance.dropped"), started);
-    let ended = |name: &str| grown(&format!("conformance.{name}"));
-    must("exchanges completed", OUTCOMES.iter().map(|name| ended(name)).sum(), started);
-    for name in OUTCOMES {
-        let expected = match &expect.outcome {
-            None => continue,
-            Some(Outcomes::One(all)) => {
-                u64::from(all == name) * started.saturating_sub(opened).max(1)
-            }
-            Some(Outcomes::Each(list)) => {
-                list.iter().filter(|outcome| *outcome == name).count() as u64
-            }
-        };
-        let opened = if name == "replied" { opened } else { 0 };
-        must(&format!("exchanges that ended as `{name}`"), ended(name), expected + opened);
-    }
-    for name in ["attache.conformance.panics", "attache.conformance.errors"] {
-        must(name, grown(name), expect.stats.get(name).copied().unwrap_or(0));
-    }
-    for (name, expected) in &expect.stats {
-        must(name, grown(name), *expected);
-    }
-    wrong
 }
 
 /// The next request on the same connection is served as if nothing had been.

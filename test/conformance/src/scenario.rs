@@ -319,6 +319,13 @@ impl Case {
     }
 }
 
+impl Case {
+    /// As `not_applicable`, on a host that has no protocol.
+    pub(crate) fn not_applicable_anywhere(&self, host: &str) -> Option<&str> {
+        self.not_applicable(host, Protocol::Http2)
+    }
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.scenario.name)?;

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use attache_e2e::{Protocol, Version, workspace_root};
-use conformance_runner::{EnvoyHost, Report, load, run_on_envoy};
+use conformance_runner::{Cell, EnvoyHost, Report, load, run_on_envoy, run_on_test_host};
 
 /// What came out so far, of all tests of this process.
 static REPORT: Mutex<Option<Report>> = Mutex::new(None);
@@ -17,7 +17,10 @@ fn run(version: &str, protocol: Protocol) {
         return;
     };
     let host = EnvoyHost { version, protocol };
-    let cells = run_on_envoy(&host, &load());
+    judge(&host.to_string(), run_on_envoy(&host, &load()));
+}
+
+fn judge(host: &str, cells: Vec<Cell>) {
     let report = Report::new(cells.clone());
     let mut all = REPORT.lock().unwrap_or_else(PoisonError::into_inner);
     let all = all.get_or_insert_default();
@@ -27,6 +30,11 @@ fn run(version: &str, protocol: Protocol) {
     println!("{report}");
     println!("{host}: {}", report.counts());
     assert!(report.is_ok(), "{host}: {}", report.counts());
+}
+
+#[test]
+fn test_host() {
+    judge("TestHost", run_on_test_host(&load()));
 }
 
 #[test]
