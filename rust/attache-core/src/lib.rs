@@ -17,7 +17,6 @@ mod body;
 mod clock;
 mod current;
 mod error;
-/// The engine; used by hosts.
 pub mod exchange;
 mod filter;
 mod flow;

@@ -50,7 +50,7 @@ pub const AUTHORITY: &str = "attache.test";
 /// A request under construction.
 ///
 /// Each carries `te: trailers`, without which an HTTP/1.1 upstream would keep its trailers to
-/// itself; and HTTP/1.1 needs trailers declared, which [`trailers`](Self::trailers) does.
+/// itself; and HTTP/1.1 needs trailers declared, which [`declare_trailers`](Self::declare_trailers) does.
 #[derive(Debug)]
 pub struct Call {
     method: Method,
