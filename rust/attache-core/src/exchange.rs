@@ -1244,6 +1244,23 @@ impl Inner {
         }
     }
 
+    /// Shows the first bytes of an area: what follows them is not ours.
+    fn each_slice(&self, direction: Direction, area: Area, bytes: usize, f: &mut dyn FnMut(&[u8])) {
+        if bytes == 0 {
+            return;
+        }
+        let mut left = bytes;
+        self.read(|host| {
+            host.body(direction, area, &mut |slice| {
+                let part = left.min(slice.len());
+                left -= part;
+                if part > 0 {
+                    f(&slice[..part]);
+                }
+            })
+        });
+    }
+
     /// Copies all unread bytes out of Envoy.
     fn take_unread(&self, direction: Direction) -> Bytes {
         let (held, frame) = self.claim_unread(direction);
@@ -1251,22 +1268,8 @@ impl Inner {
             return Bytes::new();
         }
         let mut all = BytesMut::with_capacity(held + frame);
-        let copy = |all: &mut BytesMut, area, bytes: usize| {
-            let mut left = bytes;
-            self.read(|host| {
-                host.body(direction, area, &mut |slice| {
-                    let part = left.min(slice.len());
-                    left -= part;
-                    all.extend_from_slice(&slice[..part]);
-                })
-            });
-        };
-        if held > 0 {
-            copy(&mut all, Area::Buffer, held);
-        }
-        if frame > 0 {
-            copy(&mut all, Area::Frame, frame);
-        }
+        self.each_slice(direction, Area::Buffer, held, &mut |slice| all.extend_from_slice(slice));
+        self.each_slice(direction, Area::Frame, frame, &mut |slice| all.extend_from_slice(slice));
         self.drain(direction, held, frame);
         all.freeze()
     }
@@ -1356,21 +1359,14 @@ impl Inner {
         drop(state);
         pending.for_each(&mut *f);
         self.state.borrow_mut().flow(direction).pending = pending;
-        self.read(|host| {
-            if !(in_data && host.frame_is_buffer(direction)) && held > 0 {
-                let mut left = held;
-                host.body(direction, Area::Buffer, &mut |slice| {
-                    let part = left.min(slice.len());
-                    left -= part;
-                    if part > 0 {
-                        f(&slice[..part]);
-                    }
-                });
-            }
-            if in_data {
-                host.body(direction, Area::Frame, f);
-            }
-        });
+        let frame_is_buffer =
+            in_data && self.read(|host| host.frame_is_buffer(direction)).unwrap_or(false);
+        if !frame_is_buffer {
+            self.each_slice(direction, Area::Buffer, held, f);
+        }
+        if in_data {
+            self.read(|host| host.body(direction, Area::Frame, f));
+        }
     }
 
     pub(crate) fn is_drained(&self, direction: Direction) -> bool {

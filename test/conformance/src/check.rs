@@ -43,6 +43,17 @@ pub(crate) fn no_difference(expected: &[u8], got: &[u8]) -> Result<(), String> {
     difference(expected, got).map_or(Ok(()), Err)
 }
 
+/// What is wrong with a request's line, if anything.
+pub(crate) fn wrong_line(expected: &ExpectMessage, method: &str, path: &str) -> Option<String> {
+    let wrong = |what: &str, got: &str, expected: &Option<String>| {
+        expected
+            .as_ref()
+            .filter(|expected| *expected != got)
+            .map(|expected| format!("{what} {got}, expected {expected}"))
+    };
+    wrong("method", method, &expected.method).or_else(|| wrong("path", path, &expected.path))
+}
+
 pub(crate) fn check_message(
     place: &str,
     expected: &ExpectMessage,

@@ -22,7 +22,9 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use crate::check::{check_message, expect_that, grown, no_difference, script, wrong_stats};
+use crate::check::{
+    check_message, expect_that, grown, no_difference, script, wrong_line, wrong_stats,
+};
 use crate::content::Content;
 use crate::envoy::Running;
 use crate::profile::SCRIPT_HEADERS;
@@ -628,14 +630,7 @@ impl<'a> Stage<'a> {
         }
         let seen = exchange.request_over().await;
         assert_eq!(seen.request, Progress::Complete, "at the upstream: the request was cut");
-        let wrong = |what: &str, got: &str, expected: &Option<String>| {
-            expected
-                .as_ref()
-                .filter(|expected| *expected != got)
-                .map(|expected| format!("{what} {got}, expected {expected}"))
-        };
-        let line = wrong("method", seen.method.as_str(), &expected.method)
-            .or_else(|| wrong("path", seen.path(), &expected.path));
+        let line = wrong_line(expected, seen.method.as_str(), seen.path());
         check_message(
             "at the upstream",
             expected,

@@ -15,7 +15,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::check::{check_message, expect_that, grown, no_difference, script, wrong_stats};
+use crate::check::{
+    check_message, expect_that, grown, no_difference, script, wrong_line, wrong_stats,
+};
 use crate::content::Content;
 use crate::play::{ClientStep, Play, UpstreamStep};
 use crate::profile::SCRIPT_HEADERS;
@@ -498,14 +500,7 @@ impl Stage<'_> {
         let seen = self.at_upstream.borrow();
         let seen = seen.as_ref().expect("no request has arrived at the upstream");
         assert!(seen.complete, "at the upstream: the request was cut");
-        let wrong = |what: &str, got: &str, expected: &Option<String>| {
-            expected
-                .as_ref()
-                .filter(|expected| *expected != got)
-                .map(|expected| format!("{what} {got}, expected {expected}"))
-        };
-        let line = wrong("method", &seen.line[0], &expected.method)
-            .or_else(|| wrong("path", &seen.line[1], &expected.path));
+        let line = wrong_line(expected, &seen.line[0], &seen.line[1]);
         check_message(
             "at the upstream",
             expected,
