@@ -1,11 +1,15 @@
-//! The README's own steps, run as they stand: a filter crate outside of this repository.
+//! The README's own steps, run as they stand: `make run`, and a filter crate outside of this
+//! repository.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use attache_e2e::{Call, Config, Modules, on_every_host, workspace_root};
+use attache_e2e::{Call, Config, Modules, RawConn, on_every_host, within, workspace_root};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// The code blocks of one language, in order, from a heading on.
 fn blocks<'a>(text: &'a str, heading: &str, language: &str) -> Vec<&'a str> {
@@ -69,4 +73,57 @@ async fn a_filter_crate_of_ones_own() {
         envoy.finish().await;
     })
     .await;
+}
+
+/// `make run` as a newcomer types it, on ports that are free here, and the Ctrl-C that ends it.
+#[tokio::test]
+#[cfg_attr(not(debug_assertions), ignore = "it builds without optimisation: run once, in debug")]
+async fn make_run_serves_until_it_is_interrupted() {
+    let [port, admin_port] = free_ports();
+    let mut make = tokio::process::Command::new("make")
+        .args(["run", &format!("PORT={port}"), &format!("ADMIN_PORT={admin_port}")])
+        .current_dir(workspace_root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("make is there");
+    let group = Pid::from_raw(make.id().expect("it runs") as i32).expect("a process has an id");
+    let mut lines = BufReader::new(make.stdout.take().expect("a pipe")).lines();
+    let mut said = String::new();
+    while !said.contains("Ctrl-C ends it") {
+        // Cargo may have to build first: the test runner's own limit holds here.
+        let line = lines.next_line().await.expect("text").expect("it serves before it ends");
+        said += &line;
+        said.push('\n');
+    }
+    assert!(said.contains("serves the filter `hello`"), "{said}");
+
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    assert!(said.contains(&format!("curl -i http://{address}/\n")), "{said}");
+    let mut connection = RawConn::connect(address).await;
+    connection.write("GET /some/path HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n").await;
+    let reply = String::from_utf8_lossy(&connection.read_to_end().await).into_owned();
+    assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
+    assert!(reply.contains("\r\nx-hello: "), "{reply}");
+    assert!(reply.contains("The upstream got: GET /some/path"), "{reply}");
+
+    // What a terminal does at Ctrl-C: everything that runs there is interrupted.
+    kill_process_group(group, Signal::INT).expect("it still runs");
+    let mut rest = String::new();
+    while let Some(line) = within("make run to end", lines.next_line()).await.expect("text") {
+        rest += &line;
+    }
+    assert!(rest.ends_with("stopped"), "{rest}");
+    within("make to end", make.wait()).await.expect("it ends");
+    for port in [port, admin_port] {
+        TcpListener::bind(("127.0.0.1", port)).expect("nothing is left behind");
+    }
+}
+
+/// Two ports that nobody listens on, and that nobody is given by chance soon.
+fn free_ports() -> [u16; 2] {
+    let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    held.map(|listener| listener.local_addr().expect("bound").port())
 }
