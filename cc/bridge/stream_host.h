@@ -1,0 +1,131 @@
+// One HTTP stream of Envoy, as Rust sees it.
+//
+// The host (a filter of Envoy's, or a test) implements this class, makes a `Stream` for it with
+// `newStream`, and hands it the stream's events.
+//
+// Ownership and life
+// * The host owns both. The `StreamHost` outlives the `Stream`.
+// * Every method is called on the worker thread that owns the stream, and only from within an event
+//   of the `Stream` (`on..`); none after `onDestroy` was called.
+// * The `Stream` is dropped on that thread, and never while an event of it is further up the stack.
+//   `onDestroy` may come there.
+//
+// Re-entrancy
+// * The methods under "What runs other events", `drainBody` and `appendBody` may hand events to the
+//   same `Stream` before they return. Rust holds no borrow while it calls them.
+// * `notify` never does.
+//
+// Memory
+// * What Rust passes (texts, slices, views) is valid during the call: copy it.
+// * Views that are given to Rust stay valid until the event that asked ends, or until a non-const
+//   method is called.
+//
+// Nothing throws.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "rust/cxx.h"
+
+#include "cc/bridge/notifier.h"
+
+namespace attache {
+namespace bridge {
+
+enum class Area : std::uint8_t;
+enum class Direction : std::uint8_t;
+enum class HeaderMapType : std::uint8_t;
+struct Bytes;
+struct HeaderView;
+struct RouteConfig;
+struct StreamId;
+
+class StreamHost {
+public:
+  virtual ~StreamHost() = default;
+
+  // ---- Headers. Names are lower case; ":method" and its like are headers too. -----------------
+
+  // Gives the index-th value of a name, if there is one. Returns how many values there are.
+  virtual std::size_t header(HeaderMapType map, rust::Str name, std::size_t index,
+                             Bytes& value) const noexcept = 0;
+
+  // Gives all headers in order, or as many as `out` has room for. `count` is how many there are.
+  // Returns whether the map exists.
+  virtual bool headers(HeaderMapType map, rust::Slice<HeaderView> out,
+                       std::size_t& count) const noexcept = 0;
+
+  // Replaces all values of a name; the value may be empty. Returns whether the map exists. Trailers
+  // that the message came without are made here, while its end is still held.
+  virtual bool setHeader(HeaderMapType map, rust::Str name,
+                         rust::Slice<const std::uint8_t> value) noexcept = 0;
+
+  // Adds a value, as setHeader. Returns whether it was added.
+  virtual bool appendHeader(HeaderMapType map, rust::Str name,
+                            rust::Slice<const std::uint8_t> value) noexcept = 0;
+
+  // Removes all values of a name. Returns whether the map exists.
+  virtual bool removeHeader(HeaderMapType map, rust::Str name) noexcept = 0;
+
+  // ---- Body ------------------------------------------------------------------------------------
+
+  virtual std::size_t bodyLength(Direction direction, Area area) const noexcept = 0;
+
+  // Whether the running onData is about the buffer itself: Frame and Buffer are then the same bytes.
+  virtual bool frameIsBuffer(Direction direction) const noexcept = 0;
+
+  // Gives the slices of an area in order, or as many as `out` has room for. Returns how many there
+  // are.
+  virtual std::size_t bodySlices(Direction direction, Area area,
+                                 rust::Slice<Bytes> out) const noexcept = 0;
+
+  // Drops bytes from the front of an area.
+  virtual void drainBody(Direction direction, Area area, std::size_t bytes) noexcept = 0;
+
+  // Adds bytes to the end of an area.
+  virtual void appendBody(Direction direction, Area area,
+                          rust::Slice<const std::uint8_t> data) noexcept = 0;
+
+  // Envoy's buffer limit for this stream in bytes; 0 means none.
+  virtual std::uint64_t bufferLimit() const noexcept = 0;
+  virtual void setBufferLimit(std::uint64_t bytes) noexcept = 0;
+
+  // ---- What runs other events ------------------------------------------------------------------
+
+  // Lets a stopped direction go on, with what its buffer has and all that has arrived.
+  virtual void resume(Direction direction) noexcept = 0;
+
+  // Sends body bytes to the next filter now. Held headers go first; `data` may be empty.
+  virtual void inject(Direction direction, rust::Slice<const std::uint8_t> data,
+                      bool end_stream) noexcept = 0;
+
+  // Sends a complete reply in place of whatever would come. No ":status" or "content-length" among
+  // the headers. `details` is for %RESPONSE_CODE_DETAILS% and never for the client.
+  virtual void sendReply(std::uint16_t status, rust::Slice<const HeaderView> headers,
+                         rust::Slice<const std::uint8_t> body, rust::Str details) noexcept = 0;
+
+  // A reply in pieces. The headers have ":status".
+  virtual void sendReplyHeaders(rust::Slice<const HeaderView> headers,
+                                bool end_stream) noexcept = 0;
+  virtual void sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept = 0;
+  virtual void sendReplyTrailers(rust::Slice<const HeaderView> trailers) noexcept = 0;
+
+  // Resets the stream, both ways.
+  virtual void reset(rust::Str details) noexcept = 0;
+
+  // ---- The rest --------------------------------------------------------------------------------
+
+  // A handle that wakes this stream. Called at most once.
+  virtual std::unique_ptr<Notifier> makeNotifier() noexcept = 0;
+
+  // The most specific per-route config of this filter, or null. It stays during the event.
+  virtual const RouteConfig* routeConfig() const noexcept = 0;
+
+  // What Envoy's log calls this stream.
+  virtual void streamId(StreamId& id) const noexcept = 0;
+};
+
+} // namespace bridge
+} // namespace attache

@@ -1,0 +1,323 @@
+//! What C++ and Rust call of each other.
+//!
+//! The C++ classes are declared, with the rules that go with them, in `cc/bridge/`. The header that
+//! is generated from this file has the enums, structs and functions for C++; `cc/bridge/bridge.h`
+//! includes all of it.
+//!
+//! # Rules for the C++ side
+//!
+//! * Nothing that Rust calls throws: all of it is `noexcept`. No panic leaves what C++ calls; where
+//!   a function can fail it throws `rust::Error` with the reason.
+//! * A `FilterConfig` is loaded on the main thread and may be dropped on any thread. It has to
+//!   outlive its streams, and its `ConfigHost` has to outlive it.
+//! * A `Stream` lives on one worker thread: made, called and dropped there. Its events come in
+//!   Envoy's order, `onComplete` before `onDestroy`, and none after `onDestroy`. It must not be
+//!   dropped while one of its events is further up the stack; `onDestroy` may come there.
+//! * Whatever a `Stream` calls on its host may run other events of the same stream before it
+//!   returns, `onDestroy` included.
+
+use crate::config::{
+    FilterConfig, RouteConfig, filter_names, init, load_config, load_route_config,
+};
+use crate::stream::{Stream, new_stream};
+
+#[cxx::bridge(namespace = "attache::bridge")]
+pub(crate) mod ffi {
+    /// The direction in which a message travels.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum Direction {
+        /// From the client to the upstream (decode).
+        Request,
+        /// From the upstream to the client (encode).
+        Response,
+    }
+
+    /// One of the four header maps of a stream.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum HeaderMapType {
+        RequestHeaders,
+        RequestTrailers,
+        ResponseHeaders,
+        ResponseTrailers,
+    }
+
+    /// Where body bytes are while the filter has not let them go.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum Area {
+        /// The frame that the running `onData` is about. Empty outside of it.
+        Frame,
+        /// What this filter holds of a direction, under Envoy's watermarks.
+        Buffer,
+    }
+
+    /// What `onHeaders` and `onTrailers` answer.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum Verdict {
+        /// Let it go on.
+        Continue,
+        /// Hold it until `resume`, or until `inject` sends it along.
+        Stop,
+    }
+
+    /// What `onData` answers.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum DataVerdict {
+        /// Let the frame, and everything held before it, go on.
+        Continue,
+        /// Move what is left of the frame to `Area::Buffer`, under the watermarks.
+        StopAndWatermark,
+        /// Hold; what is left of the frame is dropped.
+        StopNoBuffer,
+    }
+
+    /// A level of Envoy's log.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum LogLevel {
+        Trace,
+        Debug,
+        Info,
+        Warn,
+        Error,
+        Critical,
+    }
+
+    /// What kind of metric.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum MetricKind {
+        Counter,
+        Gauge,
+        Histogram,
+    }
+
+    /// How a metric changes.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum MetricOp {
+        /// Counter or gauge: plus.
+        Add,
+        /// Gauge: minus.
+        Sub,
+        /// Gauge: exactly.
+        Set,
+        /// Histogram: one value.
+        Record,
+    }
+
+    /// Bytes that whoever made this owns. How long they stay is said where it is passed.
+    #[derive(Clone, Copy)]
+    struct Bytes {
+        data: *const u8,
+        size: usize,
+    }
+
+    /// A header: two views.
+    #[derive(Clone, Copy)]
+    struct HeaderView {
+        name: Bytes,
+        value: Bytes,
+    }
+
+    /// What identifies a stream in Envoy's log.
+    struct StreamId {
+        /// Whether there is a downstream connection.
+        has_connection: bool,
+        connection: u64,
+        /// The request's id (`x-request-id`); empty if it has none.
+        request: Bytes,
+    }
+
+    unsafe extern "C++" {
+        include!("cc/bridge/notifier.h");
+        include!("cc/bridge/config_host.h");
+        include!("cc/bridge/log_sink.h");
+        include!("cc/bridge/stream_host.h");
+
+        type Notifier;
+        fn notify(self: &Notifier);
+
+        type LogSink;
+        fn enabled(self: &LogSink, level: LogLevel) -> bool;
+        fn log(self: &LogSink, level: LogLevel, line: &str);
+
+        type ConfigHost;
+        #[cxx_name = "defineMetric"]
+        fn define_metric(
+            self: Pin<&mut ConfigHost>,
+            kind: MetricKind,
+            name: &str,
+            labels: &[&str],
+            id: &mut usize,
+            error: &mut String,
+        ) -> bool;
+        #[cxx_name = "updateMetric"]
+        fn update_metric(
+            self: &ConfigHost,
+            kind: MetricKind,
+            id: usize,
+            op: MetricOp,
+            value: u64,
+            labels: &[&str],
+        );
+        #[cxx_name = "makeNotifier"]
+        fn make_notifier(self: Pin<&mut ConfigHost>) -> UniquePtr<Notifier>;
+
+        type StreamHost;
+        fn header(
+            self: &StreamHost,
+            map: HeaderMapType,
+            name: &str,
+            index: usize,
+            value: &mut Bytes,
+        ) -> usize;
+        fn headers(
+            self: &StreamHost,
+            map: HeaderMapType,
+            out: &mut [HeaderView],
+            count: &mut usize,
+        ) -> bool;
+        #[cxx_name = "setHeader"]
+        fn set_header(
+            self: Pin<&mut StreamHost>,
+            map: HeaderMapType,
+            name: &str,
+            value: &[u8],
+        ) -> bool;
+        #[cxx_name = "appendHeader"]
+        fn append_header(
+            self: Pin<&mut StreamHost>,
+            map: HeaderMapType,
+            name: &str,
+            value: &[u8],
+        ) -> bool;
+        #[cxx_name = "removeHeader"]
+        fn remove_header(self: Pin<&mut StreamHost>, map: HeaderMapType, name: &str) -> bool;
+
+        #[cxx_name = "bodyLength"]
+        fn body_length(self: &StreamHost, direction: Direction, area: Area) -> usize;
+        #[cxx_name = "frameIsBuffer"]
+        fn frame_is_buffer(self: &StreamHost, direction: Direction) -> bool;
+        #[cxx_name = "bodySlices"]
+        fn body_slices(
+            self: &StreamHost,
+            direction: Direction,
+            area: Area,
+            out: &mut [Bytes],
+        ) -> usize;
+        #[cxx_name = "drainBody"]
+        fn drain_body(self: Pin<&mut StreamHost>, direction: Direction, area: Area, bytes: usize);
+        #[cxx_name = "appendBody"]
+        fn append_body(self: Pin<&mut StreamHost>, direction: Direction, area: Area, data: &[u8]);
+        #[cxx_name = "bufferLimit"]
+        fn buffer_limit(self: &StreamHost) -> u64;
+        #[cxx_name = "setBufferLimit"]
+        fn set_buffer_limit(self: Pin<&mut StreamHost>, bytes: u64);
+
+        fn resume(self: Pin<&mut StreamHost>, direction: Direction);
+        fn inject(self: Pin<&mut StreamHost>, direction: Direction, data: &[u8], end_stream: bool);
+        #[cxx_name = "sendReply"]
+        fn send_reply(
+            self: Pin<&mut StreamHost>,
+            status: u16,
+            headers: &[HeaderView],
+            body: &[u8],
+            details: &str,
+        );
+        #[cxx_name = "sendReplyHeaders"]
+        fn send_reply_headers(self: Pin<&mut StreamHost>, headers: &[HeaderView], end_stream: bool);
+        #[cxx_name = "sendReplyData"]
+        fn send_reply_data(self: Pin<&mut StreamHost>, data: &[u8], end_stream: bool);
+        #[cxx_name = "sendReplyTrailers"]
+        fn send_reply_trailers(self: Pin<&mut StreamHost>, trailers: &[HeaderView]);
+        fn reset(self: Pin<&mut StreamHost>, details: &str);
+
+        #[cxx_name = "makeNotifier"]
+        fn make_notifier(self: Pin<&mut StreamHost>) -> UniquePtr<Notifier>;
+        #[cxx_name = "routeConfig"]
+        fn route_config(self: &StreamHost) -> *const RouteConfig;
+        #[cxx_name = "streamId"]
+        fn stream_id(self: &StreamHost, id: &mut StreamId);
+    }
+
+    extern "Rust" {
+        /// Makes the filters and the log ready. Once, before anything else; later calls do nothing.
+        /// Lines that Rust logs go to `sink`, from any thread, until the process ends.
+        ///
+        /// Throws `rust::Error` if the list of filters is wrong in itself (two of one name).
+        fn init(sink: UniquePtr<LogSink>) -> Result<()>;
+
+        /// The names that a config can name.
+        #[cxx_name = "filterNames"]
+        fn filter_names() -> Vec<String>;
+
+        /// A loaded filter: what streams are made from.
+        type FilterConfig;
+
+        /// Loads a filter. `config` is JSON (a Struct as JSON, or the bytes of a StringValue or
+        /// BytesValue), or empty. `fail_open` holds unless the config itself has
+        /// `attache: {fail_open: ..}`.
+        ///
+        /// `host` must outlive the returned config; if this throws, it is not used any more.
+        /// Throws `rust::Error` with a text for the user: the filter, the field and the reason.
+        #[cxx_name = "loadConfig"]
+        unsafe fn load_config(
+            name: &str,
+            config: &[u8],
+            fail_open: bool,
+            host: *mut ConfigHost,
+        ) -> Result<Box<FilterConfig>>;
+
+        /// The main thread calls it for each `notify` of the notifier that `ConfigHost` made.
+        #[cxx_name = "onScheduled"]
+        fn on_scheduled(self: &FilterConfig);
+
+        /// A parsed per-route config. May be dropped on any thread.
+        type RouteConfig;
+
+        /// Parses a per-route config; `config` as for `loadConfig`, and it throws like that.
+        #[cxx_name = "loadRouteConfig"]
+        fn load_route_config(name: &str, config: &[u8]) -> Result<Box<RouteConfig>>;
+
+        /// One stream of Envoy, as the runtime has it.
+        type Stream;
+
+        /// Begins a stream. `config` and `host` must outlive it.
+        #[cxx_name = "newStream"]
+        unsafe fn new_stream(config: &FilterConfig, host: *mut StreamHost) -> Box<Stream>;
+
+        /// Headers have arrived.
+        #[cxx_name = "onHeaders"]
+        fn on_headers(self: &Stream, direction: Direction, end_stream: bool) -> Verdict;
+        /// A frame of body has arrived; `end_stream` also when it is empty.
+        #[cxx_name = "onData"]
+        fn on_data(self: &Stream, direction: Direction, end_stream: bool) -> DataVerdict;
+        /// Trailers have arrived.
+        #[cxx_name = "onTrailers"]
+        fn on_trailers(self: &Stream, direction: Direction) -> Verdict;
+        /// The worker calls it for each `notify` of the notifier that `StreamHost` made, unless the
+        /// stream is gone.
+        #[cxx_name = "onScheduled"]
+        fn on_scheduled(self: &Stream);
+        /// Somebody (Envoy, another filter, this one) sends a local reply.
+        #[cxx_name = "onLocalReply"]
+        fn on_local_reply(self: &Stream);
+        /// The client's connection takes no more for now (`above`), or takes more again.
+        #[cxx_name = "onDownstreamWatermark"]
+        fn on_downstream_watermark(self: &Stream, above: bool);
+        /// The upstream takes no more for now (`above`), or takes more again.
+        #[cxx_name = "onUpstreamWatermark"]
+        fn on_upstream_watermark(self: &Stream, above: bool);
+        /// The stream has ended; its host can still be called.
+        #[cxx_name = "onComplete"]
+        fn on_complete(self: &Stream);
+        /// The stream goes. Its host is not called any more.
+        #[cxx_name = "onDestroy"]
+        fn on_destroy(self: &Stream);
+    }
+}
