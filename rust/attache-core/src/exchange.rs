@@ -79,6 +79,8 @@ struct Side {
     on_trailers: Option<TrailersHook>,
     /// Trailers that the pump made.
     out_trailers: Option<Box<HeaderMap>>,
+    /// For how many reasons the next hop is full.
+    full: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,8 +101,6 @@ struct ReplyStream {
     /// Ready to be sent.
     ready: Queue,
     ended: bool,
-    /// The client does not take more for now.
-    paused: bool,
 }
 
 /// Who waits for an event. The exchange's own waker is not cloned: it only means that a poll is due.
@@ -120,6 +120,7 @@ impl Side {
             pump: None,
             on_trailers: None,
             out_trailers: None,
+            full: 0,
         }
     }
 }
@@ -193,19 +194,23 @@ impl Exchange {
         self.0.on_local_reply();
     }
 
-    /// The client's connection takes more, or not.
+    /// The next hop of the response (later filters, the client's connection) is full, or one of the
+    /// reasons for that is gone. Calls are balanced: it is full while there were more with `above`
+    /// than without.
+    ///
+    /// Envoy tells this for every buffer on the response's way, private ones included. A host that has
+    /// one leaves out what it has caused itself, and what filters of its own kind have caused that
+    /// are nearer to the upstream: their buffers drain through this one.
     pub fn downstream_watermark(&self, above: bool) {
-        let inner = &self.0;
-        match &mut inner.state.borrow_mut().reply {
-            Some(reply) => reply.paused = above,
-            None => return,
-        }
-        if !above {
-            // Envoy may be in the middle of sending what made room: our turn comes later.
-            inner.begin();
-            inner.wake.wake();
-            inner.end();
-        }
+        self.0.on_watermark(Direction::Response, above);
+    }
+
+    /// The next hop of the request (later filters, the upstream's connection) is full, or one of the
+    /// reasons for that is gone. Balanced, and with the same reasons left out, as
+    /// [`downstream_watermark`](Exchange::downstream_watermark). A host that does not learn of it
+    /// does not call this.
+    pub fn upstream_watermark(&self, above: bool) {
+        self.0.on_watermark(Direction::Request, above);
     }
 
     /// The stream has ended; the host may still be called. The future is dropped here, and
@@ -418,6 +423,21 @@ impl Inner {
         drop(state);
         if !for_us && !self.busy.get() {
             self.cancel();
+        }
+    }
+
+    fn on_watermark(&self, direction: Direction, above: bool) {
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        side.full = if above { side.full + 1 } else { side.full.saturating_sub(1) };
+        let goes_on = !above && side.full == 0;
+        let waited = direction == Direction::Response && state.reply.is_some();
+        drop(state);
+        if goes_on && waited {
+            // Envoy may be in the middle of sending what made room: our turn comes later.
+            self.begin();
+            self.wake.wake();
+            self.end();
         }
     }
 
@@ -644,8 +664,9 @@ impl Inner {
 
     fn poll_reply(&self, cx: &mut Context<'_>) -> Result<()> {
         let mut state = self.state.borrow_mut();
+        let full = state.response.full > 0;
         let Some(reply) = &mut state.reply else { return Ok(()) };
-        if reply.paused || reply.ended {
+        if full || reply.ended {
             return Ok(());
         }
         let Some(mut reply) = state.reply.take() else { return Ok(()) };
@@ -1044,7 +1065,7 @@ impl Inner {
                 };
                 self.read(|host| host.send_reply(&reply));
             }
-            Effect::StartReply { status, headers, mut reply } => {
+            Effect::StartReply { status, headers, reply } => {
                 let mut list: Vec<(&[u8], &[u8])> = vec![(b":status", status.as_str().as_bytes())];
                 list.extend(pairs(&headers, |_| true));
                 if self.is_head() {
@@ -1053,7 +1074,6 @@ impl Inner {
                     self.read(|host| host.send_reply_headers(&list, true));
                     return;
                 }
-                reply.paused = false;
                 self.state.borrow_mut().reply = Some(reply);
                 self.read(|host| host.send_reply_headers(&list, false));
                 // Its first poll.
@@ -1490,7 +1510,7 @@ impl State {
 
 impl ReplyStream {
     fn new(body: FrameStream, trailers: Option<Box<HeaderMap>>) -> Self {
-        ReplyStream { body, trailers, ready: Queue::default(), ended: false, paused: false }
+        ReplyStream { body, trailers, ready: Queue::default(), ended: false }
     }
 }
 

@@ -9,13 +9,15 @@
 //!
 //! * Every method is called on the worker thread that owns the stream, and never after
 //!   [`Exchange::destroy`](crate::exchange::Exchange::destroy).
-//! * `resume`, `send_*`, `reset`, `drain` and `append` may run other hooks of the same stream before
-//!   they return. The engine holds no borrow while it calls them.
+//! * `resume`, `inject`, `release`, `send_*`, `reset`, `drain` and `append` may run other hooks of the
+//!   same stream before they return. The engine holds no borrow while it calls them.
 //! * Slices given to a callback are valid only inside it. An implementation must keep safe code
 //!   from changing a map or a buffer while such a callback runs (the engine never does).
 
 use std::any::Any;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 /// The direction in which a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +72,8 @@ pub enum Map {
 pub enum Area {
     /// The frame that the running data hook was called with. Empty outside a data hook.
     Frame,
-    /// Envoy's per-direction buffer, shared by all filters of the chain.
+    /// What is held of the direction: Envoy's buffer, shared by all filters of the chain; or, where
+    /// output may be emitted at any time, the host's own buffer for this filter.
     Buffer,
 }
 
@@ -86,9 +89,12 @@ pub enum Verdict {
 /// What a data hook answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataVerdict {
-    /// Let the frame, and everything held before it, go on.
+    /// Let the frame, and everything held before it, go on. A host with a private buffer puts that
+    /// buffer's bytes in front of the frame; the engine answers so in a stopped direction only when
+    /// nothing would be [overtaken](Host::others_hold).
     Continue,
-    /// Move the frame into Envoy's buffer, under its watermarks.
+    /// Move the frame into the buffer ([`Area::Buffer`]), under watermarks: over the limit, the
+    /// sender is asked to pause.
     StopAndWatermark,
     /// Hold; what is left of the frame is dropped (the engine has taken what it wants).
     StopNoBuffer,
@@ -101,7 +107,9 @@ pub enum DataVerdict {
 pub struct Capabilities {
     /// A header may have an empty value. Where not, setting one removes the header.
     pub empty_header_values: bool,
-    /// Trailers may be added to a message that came without.
+    /// Trailers may be added to a message that came without: to a response, and to a request that
+    /// came without a body, always; to any other request only if its new body is complete as soon as
+    /// the last of the old one has been read, without a wait in between.
     pub new_trailers: bool,
     /// Body bytes may be emitted at any time, in any number of pieces. Where not, each arriving
     /// frame allows one emission, and what is produced after the last one leaves together.
@@ -112,6 +120,10 @@ impl Capabilities {
     /// What every host can do.
     pub const COMMON: Capabilities =
         Capabilities { empty_header_values: false, new_trailers: false, emit_any_time: false };
+
+    /// What a host that is compiled into Envoy can do.
+    pub const COMPILED_IN: Capabilities =
+        Capabilities { empty_header_values: true, new_trailers: true, emit_any_time: true };
 }
 
 /// A complete local reply.
@@ -153,17 +165,19 @@ pub trait Host: 'static {
 
     /// The bytes in an area.
     fn body_len(&self, direction: Direction, area: Area) -> usize;
-    /// Whether the running data hook was given Envoy's buffer itself as its frame.
+    /// Whether the running data hook was given Envoy's buffer itself as its frame. Never with a
+    /// private buffer.
     fn frame_is_buffer(&self, direction: Direction) -> bool;
     /// Calls `f` with each slice of an area, in order.
     fn body(&self, direction: Direction, area: Area, f: &mut dyn FnMut(&[u8]));
-    /// Drops bytes from the front of an area.
+    /// Drops bytes from the front of an area. A sender that was paused for what is held goes on when
+    /// enough of it has gone.
     fn drain(&self, direction: Direction, area: Area, bytes: usize);
     /// Adds bytes to the end of an area.
     fn append(&self, direction: Direction, area: Area, data: &[u8]);
     /// Envoy's buffer limit for this stream, in bytes; 0 means unlimited.
     fn buffer_limit(&self) -> u64;
-    /// Raises the buffer limit.
+    /// Raises the buffer limit, which also holds for a private buffer.
     fn set_buffer_limit(&self, bytes: u64);
 
     /// Tells the later filters of this stream that the end of a message is kept back here, or not
@@ -171,17 +185,87 @@ pub trait Host: 'static {
     ///
     /// For hosts where a resume sends the message's end as soon as Envoy has received it, even if
     /// an earlier filter still has bytes to send before it (Envoy up to 1.40).
+    ///
+    /// A host that emits at any time says so for the sake of later filters on hosts of the common
+    /// kind, in the same place as those do.
     fn keep_end(&self, direction: Direction, kept: bool) {
         let _ = (direction, kept);
     }
-    /// Whether an earlier filter has said so.
+    /// Whether an earlier filter has said so. A host that emits at any time counts only what filters
+    /// on hosts of the common kind have said: those rely on Envoy's record of the end, which an
+    /// injection would change.
     fn end_is_kept(&self, direction: Direction) -> bool {
         let _ = direction;
         false
     }
 
-    /// Lets a stopped direction go on (`continueDecoding` / `continueEncoding`).
+    /// Lets a stopped direction go on (`continueDecoding` / `continueEncoding`): held headers first,
+    /// then what is in the buffer, then the message's end or trailers if they have come.
+    ///
+    /// Never called inside a hook of the same direction, and once for each stop; after it, hooks that
+    /// answer Continue go on by themselves. A host with a private buffer
+    /// * with the end having come in headers, and those still held, continues;
+    /// * with the end having come with data, injects the buffer's bytes with the end, and does not
+    ///   continue;
+    /// * with trailers, or with more to come, injects the buffer's bytes without the end if there are
+    ///   any, and then continues if the stream is still there.
+    ///
+    /// While more is to come it is called only when nothing would be overtaken by that
+    /// ([`others_hold`](Host::others_hold), trailers whose hook has not run), and never after the end
+    /// was injected.
     fn resume(&self, direction: Direction);
+
+    /// Emits output past this filter (`injectDecodedDataToFilterChain` /
+    /// `injectEncodedDataToFilterChain`), in front of all that is held: the private buffer's bytes
+    /// are input, and stay.
+    ///
+    /// Held headers go first. No bytes and no end release held headers alone. A direction that is
+    /// stopped stays so. With `end_stream` the message ends here, and there is neither an `inject` nor
+    /// a `resume` of the direction after it; a message with trailers ends with a `resume` instead.
+    ///
+    /// Called only where [`Capabilities::emit_any_time`] says so, after the headers hook of the
+    /// direction, and while no hook of this filter is running.
+    fn inject(
+        &self,
+        direction: Direction,
+        data: &mut dyn Iterator<Item = Bytes>,
+        end_stream: bool,
+    ) {
+        let _ = (direction, data, end_stream);
+        unreachable!("only a host that emits at any time is asked to")
+    }
+    /// Lets held headers and the private buffer's bytes go on (an [`inject`](Host::inject) of them,
+    /// without the end), and leaves the direction stopped: for when a `resume` would overtake
+    /// something. Called where and when `inject` is.
+    fn release(&self, direction: Direction) {
+        let _ = direction;
+        unreachable!("only a host that emits at any time is asked to")
+    }
+    /// Whether other filters have bytes in Envoy's own buffer of a direction, apart from the frame of
+    /// the running hook. A continue would send those past the filters that are to see them first, or
+    /// show them twice.
+    fn others_hold(&self, direction: Direction) -> bool {
+        let _ = direction;
+        false
+    }
+    /// Gives a message that has come without trailers an empty map of them, for
+    /// [`append_header`](Host::append_header) to fill before it goes. An empty map does no harm: the
+    /// codecs then just end the message. Returns whether the map is there now.
+    ///
+    /// Called only where [`Capabilities::new_trailers`] says so, and only inside the hook that brings
+    /// the end of the message (`end_stream`), once. `now` says that the hook is one with data and
+    /// will answer Continue in a direction that is not stopped, with the whole of the output in the
+    /// frame. Otherwise the hook will stop; what is still to come is injected without an end, and a
+    /// `resume` lets the trailers go.
+    ///
+    /// Envoy allows the first in either direction. It allows the second with a response, and with a
+    /// request that ends with its headers; trailers that are added to a request in a data hook that
+    /// stops would leave before the held data, so there the answer is `false`.
+    fn add_trailers(&self, direction: Direction, now: bool) -> bool {
+        let _ = (direction, now);
+        false
+    }
+
     /// Sends a complete reply in place of whatever would come.
     fn send_reply(&self, reply: &LocalReply<'_>);
     /// Starts a streamed reply. `headers` has `:status`.
