@@ -57,8 +57,7 @@ public:
   virtual bool headers(HeaderMapType map, rust::Slice<HeaderView> out,
                        std::size_t& count) const noexcept = 0;
 
-  // Replaces all values of a name; the value may be empty. Returns whether the map exists. Trailers
-  // that the message came without are made here, while its end is still held.
+  // Replaces all values of a name; the value may be empty. Returns whether the map exists.
   virtual bool setHeader(HeaderMapType map, rust::Str name,
                          rust::Slice<const std::uint8_t> value) noexcept = 0;
 
@@ -73,33 +72,60 @@ public:
 
   virtual std::size_t bodyLength(Direction direction, Area area) const noexcept = 0;
 
-  // Whether the running onData is about the buffer itself: Frame and Buffer are then the same bytes.
-  virtual bool frameIsBuffer(Direction direction) const noexcept = 0;
-
   // Gives the slices of an area in order, or as many as `out` has room for. Returns how many there
   // are.
   virtual std::size_t bodySlices(Direction direction, Area area,
                                  rust::Slice<Bytes> out) const noexcept = 0;
 
-  // Drops bytes from the front of an area.
+  // Drops bytes from the front of an area. A sender that was paused for what is held goes on when
+  // enough of it has gone.
   virtual void drainBody(Direction direction, Area area, std::size_t bytes) noexcept = 0;
 
   // Adds bytes to the end of an area.
   virtual void appendBody(Direction direction, Area area,
                           rust::Slice<const std::uint8_t> data) noexcept = 0;
 
-  // Envoy's buffer limit for this stream in bytes; 0 means none.
+  // Envoy's buffer limit for this stream in bytes; 0 means none. It holds for Area::Buffer.
   virtual std::uint64_t bufferLimit() const noexcept = 0;
   virtual void setBufferLimit(std::uint64_t bytes) noexcept = 0;
 
+  // Whether other filters have bytes in Envoy's own buffer of a direction, apart from the frame of
+  // the running onData. A continue would send those past the filters that are to see them first.
+  virtual bool othersHold(Direction direction) const noexcept = 0;
+
+  // Tells the later filters of this stream that the end of a message is kept back here, or not any
+  // more: in the dynamic metadata, where filters of a stock module look (namespace "attache", number
+  // "request_end_kept" or "response_end_kept").
+  virtual void keepEnd(Direction direction, bool kept) noexcept = 0;
+
+  // Whether an earlier filter of a stock module has said so; what a filter of this host has said
+  // does not count.
+  virtual bool endIsKept(Direction direction) const noexcept = 0;
+
+  // Gives a message that has come without trailers an empty map of them, to be filled before it
+  // goes. Returns whether it is there now. Called once, within the event that brings the end of the
+  // message. `now`: the event is onData, will answer Continue in a direction that is not stopped,
+  // and has the whole output in its frame. Otherwise it will answer Stop, and the trailers go with a
+  // later resume; where Envoy has no way for that (a request in onData) the answer is false.
+  virtual bool addTrailers(Direction direction, bool now) noexcept = 0;
+
   // ---- What runs other events ------------------------------------------------------------------
 
-  // Lets a stopped direction go on, with what its buffer has and all that has arrived.
+  // Lets a stopped direction go on: held headers first, then the buffer, then the end or the
+  // trailers if they have come. Never within an event of the same direction, once for each stop, and
+  // not after the end was injected. With headers held and the end in them, this continues; with the
+  // end in data, it injects the buffer with the end and does not continue; otherwise it injects the
+  // buffer, if it has any bytes, and then continues if the stream is still there.
   virtual void resume(Direction direction) noexcept = 0;
 
-  // Sends body bytes to the next filter now. Held headers go first; `data` may be empty.
-  virtual void inject(Direction direction, rust::Slice<const std::uint8_t> data,
+  // Sends body bytes to the next filter, past the buffer, which is input and stays. Held headers go
+  // first; no bytes and no end release held headers alone. A stopped direction stays stopped. With
+  // `end_stream` the message ends here. Never within an event of this filter.
+  virtual void inject(Direction direction, rust::Slice<const Bytes> data,
                       bool end_stream) noexcept = 0;
+
+  // Injects the buffer, without an end, and leaves the direction stopped.
+  virtual void release(Direction direction) noexcept = 0;
 
   // Sends a complete reply in place of whatever would come. No ":status" or "content-length" among
   // the headers. `details` is for %RESPONSE_CODE_DETAILS% and never for the client.

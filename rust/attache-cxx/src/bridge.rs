@@ -49,7 +49,8 @@ pub(crate) mod ffi {
     enum Area {
         /// The frame that the running `onData` is about. Empty outside of it.
         Frame,
-        /// What this filter holds of a direction, under Envoy's watermarks.
+        /// What this filter holds of a direction: a buffer of the host's for this filter alone, under
+        /// watermarks.
         Buffer,
     }
 
@@ -59,7 +60,7 @@ pub(crate) mod ffi {
     enum Verdict {
         /// Let it go on.
         Continue,
-        /// Hold it until `resume`, or until `inject` sends it along.
+        /// Hold it until `resume`, `inject` or `release` sends it along.
         Stop,
     }
 
@@ -67,7 +68,7 @@ pub(crate) mod ffi {
     #[derive(Debug)]
     #[repr(u8)]
     enum DataVerdict {
-        /// Let the frame, and everything held before it, go on.
+        /// Let the frame go on, with what `Area::Buffer` has in front of it.
         Continue,
         /// Move what is left of the frame to `Area::Buffer`, under the watermarks.
         StopAndWatermark,
@@ -201,8 +202,6 @@ pub(crate) mod ffi {
 
         #[cxx_name = "bodyLength"]
         fn body_length(self: &StreamHost, direction: Direction, area: Area) -> usize;
-        #[cxx_name = "frameIsBuffer"]
-        fn frame_is_buffer(self: &StreamHost, direction: Direction) -> bool;
         #[cxx_name = "bodySlices"]
         fn body_slices(
             self: &StreamHost,
@@ -218,9 +217,23 @@ pub(crate) mod ffi {
         fn buffer_limit(self: &StreamHost) -> u64;
         #[cxx_name = "setBufferLimit"]
         fn set_buffer_limit(self: Pin<&mut StreamHost>, bytes: u64);
+        #[cxx_name = "othersHold"]
+        fn others_hold(self: &StreamHost, direction: Direction) -> bool;
+        #[cxx_name = "keepEnd"]
+        fn keep_end(self: Pin<&mut StreamHost>, direction: Direction, kept: bool);
+        #[cxx_name = "endIsKept"]
+        fn end_is_kept(self: &StreamHost, direction: Direction) -> bool;
+        #[cxx_name = "addTrailers"]
+        fn add_trailers(self: Pin<&mut StreamHost>, direction: Direction, now: bool) -> bool;
 
         fn resume(self: Pin<&mut StreamHost>, direction: Direction);
-        fn inject(self: Pin<&mut StreamHost>, direction: Direction, data: &[u8], end_stream: bool);
+        fn inject(
+            self: Pin<&mut StreamHost>,
+            direction: Direction,
+            data: &[Bytes],
+            end_stream: bool,
+        );
+        fn release(self: Pin<&mut StreamHost>, direction: Direction);
         #[cxx_name = "sendReply"]
         fn send_reply(
             self: Pin<&mut StreamHost>,
