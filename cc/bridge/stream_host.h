@@ -120,11 +120,11 @@ public:
 
   // Sends body bytes to the next filter, past the buffer, which is input and stays. Held headers go
   // first; no bytes and no end release held headers alone. A stopped direction stays stopped. With
-  // `end_stream` the message ends here. Never within an event of this filter.
+  // `end_stream` the message ends here. Never within onHeaders, onData or onTrailers.
   virtual void inject(Direction direction, rust::Slice<const Bytes> data,
                       bool end_stream) noexcept = 0;
 
-  // Injects the buffer, without an end, and leaves the direction stopped.
+  // Injects the buffer, without an end, and leaves the direction stopped. Called when inject is.
   virtual void release(Direction direction) noexcept = 0;
 
   // Sends a complete reply in place of whatever would come. No ":status" or "content-length" among
