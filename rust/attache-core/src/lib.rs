@@ -10,6 +10,7 @@
 //! | from config to filter | `registry.rs`, `metrics.rs` |
 //! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
 //! | what a host provides | `host.rs` |
+//! | what hosts have in common | `log.rs`, `metric_queue.rs`, `views.rs` |
 
 #![forbid(unsafe_code)]
 
@@ -22,11 +23,14 @@ mod filter;
 mod flow;
 mod headers;
 pub mod host;
+pub mod log;
 mod message;
+mod metric_queue;
 mod metrics;
 pub mod registry;
 mod runtime;
 mod sync;
+mod views;
 mod wake;
 
 pub use body::{Body, BodyWriter, Buffered};
@@ -35,5 +39,7 @@ pub use error::{BodyError, ConfigError, Error, ErrorKind, Result, ResultExt};
 pub use filter::{Completion, ConfigHost, Filter, Outcome, Setup};
 pub use headers::{HeaderError, Headers, Trailers};
 pub use message::{Next, Request, Response};
+pub use metric_queue::{MetricQueue, Serving};
 pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
-pub use runtime::{JoinHandle, spawn, spawn_blocking};
+pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
+pub use views::{View, Views};

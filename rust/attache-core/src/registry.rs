@@ -1,6 +1,6 @@
 //! From the bytes of an Envoy config to a loaded filter, with errors that name the field.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -31,6 +31,7 @@ type Load = fn(&str, Value, Options, Box<dyn ConfigHost>) -> Result<Loaded, Conf
 #[derive(Clone, Copy)]
 struct Entry {
     name: &'static str,
+    filter: TypeId,
     load: Load,
     load_route: fn(Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError>,
 }
@@ -51,6 +52,13 @@ pub(crate) struct Options {
     slow_poll_ms: f64,
     /// The most output, in bytes, that is gathered where the host can emit only once more.
     pub(crate) gather_limit_bytes: usize,
+}
+
+/// What holds unless a filter's config says otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Defaults {
+    /// Let the exchange go on when the filter fails and nothing of the message was taken.
+    pub fail_open: bool,
 }
 
 impl Default for Options {
@@ -159,12 +167,32 @@ impl Registry {
     /// # Panics
     /// When the name is taken.
     pub fn with<F: Filter>(mut self, name: &'static str) -> Self {
+        let filter = TypeId::of::<F>();
+        self.add(Entry { name, filter, load: load::<F>, load_route: load_route::<F> });
+        self
+    }
+
+    /// Adds all filters of another list. A filter that both lists have under the same name is there
+    /// once.
+    ///
+    /// # Panics
+    /// When the name is taken by another filter.
+    pub fn merge(mut self, other: Registry) -> Self {
+        for entry in other.entries {
+            if self.entries.iter().all(|e| (e.name, e.filter) != (entry.name, entry.filter)) {
+                self.add(entry);
+            }
+        }
+        self
+    }
+
+    fn add(&mut self, entry: Entry) {
+        let name = entry.name;
         assert!(
             self.entries.iter().all(|e| e.name != name),
             "two filters are called `{name}`; give one of them another name in `filters!`"
         );
-        self.entries.push(Entry { name, load: load::<F>, load_route: load_route::<F> });
-        self
+        self.entries.push(entry);
     }
 
     /// The names, in the order of `filters!`.
@@ -192,10 +220,25 @@ impl Registry {
         config: &[u8],
         host: Box<dyn ConfigHost>,
     ) -> Result<Loaded, String> {
+        self.load_with(name, config, Defaults::default(), host)
+    }
+
+    /// As [`load`](Registry::load), with defaults of the host's for what the config does not say
+    /// under `attache`.
+    ///
+    /// # Errors
+    /// As [`load`](Registry::load).
+    pub fn load_with(
+        &self,
+        name: &str,
+        config: &[u8],
+        defaults: Defaults,
+        host: Box<dyn ConfigHost>,
+    ) -> Result<Loaded, String> {
         enter();
         let load = || {
             let entry = self.find(name)?;
-            let (config, options) = parse(config)?;
+            let (config, options) = parse(config, defaults)?;
             (entry.load)(name, config, options, host)
         };
         match guarded(load) {
@@ -269,13 +312,14 @@ fn parse_json(config: &[u8]) -> Result<Value, ConfigError> {
 }
 
 /// Splits the reserved key off.
-fn parse(config: &[u8]) -> Result<(Value, Options), ConfigError> {
+fn parse(config: &[u8], defaults: Defaults) -> Result<(Value, Options), ConfigError> {
     let mut config = parse_json(config)?;
     let options = config.as_object_mut().and_then(|fields| fields.remove("attache"));
-    let options = match options {
-        Some(options) => typed_at("attache.", options)?,
-        None => Options::default(),
-    };
+    let mut options = options.unwrap_or_else(|| Value::Object(Default::default()));
+    if let Some(fields) = options.as_object_mut() {
+        fields.entry("fail_open").or_insert(Value::Bool(defaults.fail_open));
+    }
+    let options: Options = typed_at("attache.", options)?;
     if options.slow_poll_ms.is_nan() || options.slow_poll_ms < 0.0 {
         return Err(ConfigError::field("attache.slow_poll_ms", "must not be negative"));
     }
@@ -334,7 +378,7 @@ mod tests {
     }
 
     fn error(json: &str) -> String {
-        parse(json.as_bytes())
+        parse(json.as_bytes(), Defaults::default())
             .and_then(|(config, _)| typed::<Config>(config))
             .unwrap_err()
             .to_string()
@@ -360,15 +404,59 @@ mod tests {
 
     #[test]
     fn no_config_is_fine_for_a_filter_that_takes_none() {
-        assert!(typed::<()>(parse(b"").unwrap().0).is_ok());
-        assert!(typed::<()>(parse(b"{}").unwrap().0).is_ok());
-        assert!(typed::<()>(parse(br#"{"a": 1}"#).unwrap().0).is_err());
+        let config = |json: &[u8]| parse(json, Defaults::default()).unwrap().0;
+        assert!(typed::<()>(config(b"")).is_ok());
+        assert!(typed::<()>(config(b"{}")).is_ok());
+        assert!(typed::<()>(config(br#"{"a": 1}"#)).is_err());
     }
 
     #[test]
     fn the_reserved_key_is_not_the_filter_s() {
-        let (config, options) = parse(br#"{"attache": {"fail_open": true}}"#).unwrap();
+        let json = br#"{"attache": {"fail_open": true}}"#;
+        let (config, options) = parse(json, Defaults::default()).unwrap();
         assert!(options.fail_open);
         assert_eq!(config, serde_json::json!({}));
+    }
+
+    #[test]
+    fn the_config_goes_before_the_host_s_defaults() {
+        let fails_open = |json: &str| {
+            let defaults = Defaults { fail_open: true };
+            parse(json.as_bytes(), defaults).unwrap().1.fail_open
+        };
+        assert!(fails_open(""));
+        assert!(fails_open(r#"{"attache": {"slow_poll_ms": 1}}"#));
+        assert!(!fails_open(r#"{"attache": {"fail_open": false}}"#));
+    }
+
+    struct Nothing<const N: u8>;
+
+    impl<const N: u8> Filter for Nothing<N> {
+        type Config = ();
+        type RouteConfig = ();
+
+        fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+            Ok(Nothing)
+        }
+
+        async fn handle(&self, request: Request, next: Next) -> Result<Response> {
+            next.run(request).await
+        }
+    }
+
+    #[test]
+    fn lists_are_merged() {
+        let first = Registry::new().with::<Nothing<1>>("one");
+        let second = Registry::new().with::<Nothing<1>>("one").with::<Nothing<1>>("two");
+        let merged = first.merge(second);
+        assert_eq!(merged.names().collect::<Vec<_>>(), ["one", "two"]);
+    }
+
+    #[test]
+    #[should_panic = "two filters are called `one`"]
+    fn a_name_is_one_filter_s() {
+        let _ = Registry::new()
+            .with::<Nothing<1>>("one")
+            .merge(Registry::new().with::<Nothing<2>>("one"));
     }
 }

@@ -121,8 +121,11 @@ impl<T> Future for JoinHandle<T> {
     }
 }
 
-/// Runs `f`; a panic becomes its message.
-pub(crate) fn guarded<R>(f: impl FnOnce() -> R) -> Result<R, String> {
+/// Runs `f`; a panic becomes its message. For hosts, which let no panic out.
+///
+/// # Errors
+/// The panic's message.
+pub fn guarded<R>(f: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let message = panic_message(&*payload).to_owned();
         drop_quietly(payload);

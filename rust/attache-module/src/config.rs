@@ -1,19 +1,13 @@
 //! Filter configs and their metrics in stock Envoy.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use attache_core::registry::Loaded;
-use attache_core::{ConfigHost, MetricId, MetricKind, MetricOp, MetricSink};
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use attache_core::{ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink};
 
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
 use crate::stream::module_buffers;
-
-/// How many metric updates from foreign threads may wait for Envoy's main thread.
-const QUEUE: usize = 64 * 1024;
 
 /// What Envoy keeps for us per filter config.
 pub(crate) struct ModuleConfig {
@@ -74,14 +68,6 @@ impl ConfigHost for ConfigStream {
     }
 }
 
-/// An update that waits for the main thread.
-struct Update {
-    metric: MetricId,
-    op: MetricOp,
-    value: u64,
-    labels: Vec<String>,
-}
-
 /// Where a config's metric updates go.
 ///
 /// Envoy's stats can be touched only on Envoy's threads, and only while the config lives. A stream
@@ -90,35 +76,15 @@ pub(crate) struct Sink {
     envoy: EnvoyConfig,
     api: &'static Callbacks,
     scheduler: Scheduler,
-    queue: (Sender<Update>, Receiver<Update>),
-    scheduled: AtomicBool,
-    closed: AtomicBool,
-    dropped: AtomicBool,
+    pub(crate) queue: MetricQueue,
 }
 
 // SAFETY: `envoy` is used only through `apply`, whose callers prove that the config lives and that
 // this is a thread of Envoy's. The scheduler holds a weak reference to the config, and committing is
 // made for any thread.
 unsafe impl Send for Sink {}
-// SAFETY: as above; the rest is atomics and a channel.
+// SAFETY: as above; the queue is made for any thread.
 unsafe impl Sync for Sink {}
-
-thread_local!(static SERVING: Cell<*const Sink> = const { Cell::new(std::ptr::null()) });
-
-/// While it lives, this thread runs a hook of a stream of one config.
-pub(crate) struct Serving(*const Sink);
-
-impl Serving {
-    pub(crate) fn enter(sink: &Sink) -> Self {
-        Serving(SERVING.replace(sink))
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        SERVING.set(self.0);
-    }
-}
 
 impl Sink {
     /// # Safety
@@ -126,15 +92,7 @@ impl Sink {
     pub(crate) unsafe fn new(envoy: EnvoyConfig, api: &'static Callbacks) -> Self {
         // SAFETY: the caller's promise.
         let scheduler = unsafe { (api.config_scheduler_new)(envoy) };
-        Sink {
-            envoy,
-            api,
-            scheduler,
-            queue: crossbeam_channel::bounded(QUEUE),
-            scheduled: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-            dropped: AtomicBool::new(false),
-        }
+        Sink { envoy, api, scheduler, queue: MetricQueue::new() }
     }
 
     /// # Safety
@@ -159,48 +117,23 @@ impl Sink {
     /// # Safety
     /// This must be Envoy's main thread, and the config must live during the call.
     pub(crate) unsafe fn flush(&self) {
-        // Cleared first: an update that comes now either is seen below or schedules again.
-        self.scheduled.store(false, Ordering::SeqCst);
-        for update in self.queue.1.try_iter() {
-            let labels: Vec<_> = update.labels.iter().map(String::as_str).collect();
+        self.queue.take(|metric, op, value, labels| {
             // SAFETY: the caller's promise.
-            unsafe { self.apply(update.metric, update.op, update.value, &labels) };
-        }
-    }
-
-    /// The config goes: later updates have nowhere to go.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+            unsafe { self.apply(metric, op, value, labels) }
+        });
     }
 }
 
 impl MetricSink for Sink {
     fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
-        if std::ptr::eq(SERVING.get(), self) {
+        if self.queue.is_served_here() {
             // SAFETY: this thread is inside a hook of a stream of this config: a worker of Envoy's,
             // and the stream keeps the config.
-            return unsafe { self.apply(metric, op, value, labels) };
-        }
-        if self.closed.load(Ordering::SeqCst) {
-            return;
-        }
-        let labels = labels.iter().map(|&l| l.to_owned()).collect();
-        match self.queue.0.try_send(Update { metric, op, value, labels }) {
-            Ok(()) => {
-                if !self.scheduled.swap(true, Ordering::SeqCst) {
-                    // SAFETY: the scheduler lives as long as we do; any thread may commit, and when
-                    // the config is gone it does nothing.
-                    unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) }
-                }
-            }
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                if !self.dropped.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        "{QUEUE} metric updates from threads outside Envoy are waiting for the \
-                         main thread; further ones are dropped until it catches up"
-                    );
-                }
-            }
+            unsafe { self.apply(metric, op, value, labels) }
+        } else if self.queue.leave(metric, op, value, labels) {
+            // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the
+            // config is gone it does nothing.
+            unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use attache_core::exchange::Exchange;
 use attache_core::host::{DataVerdict, Direction, Verdict};
@@ -17,7 +17,7 @@ use crate::abi::{
     EnvoyFilter, EnvoyHeader, LOCAL_REPLY_CONTINUE, ModulePtr, body_status, headers_status,
     log_level, trailers_status,
 };
-use crate::config::{ConfigStream, ModuleConfig, RouteConfig, Serving, Sink};
+use crate::config::{ConfigStream, ModuleConfig, RouteConfig, Sink};
 use crate::log;
 use crate::stream::Stream;
 
@@ -55,25 +55,40 @@ fn pin() {
     }
 }
 
-/// Called by the entry point that `filters!` makes. Returns the ABI version, or null to refuse.
+/// What each `filters!` in this library has named.
+static REGISTRIES: Mutex<Vec<fn() -> Registry>> = Mutex::new(Vec::new());
+
+/// Called by each `filters!` when the library is loaded, before the entry point.
 #[doc(hidden)]
-pub fn init(registry: fn() -> Registry) -> *const c_char {
-    let loaded = catch_unwind(AssertUnwindSafe(|| {
-        if MODULE.get().is_none() {
-            // SAFETY: `find` looks the name up in the running program.
-            let api = unsafe { Callbacks::load(find) }.map_err(|missing| {
-                format!(
-                    "this Envoy does not have `{missing}`. Attaché runs in Envoy 1.39 and 1.40 \
-                     with dynamic modules"
-                )
-            })?;
-            let registry = registry();
-            pin();
-            log::install(&MODULE.get_or_init(|| Module { registry, api }).api);
-        }
-        Ok::<_, String>(())
-    }));
-    match loaded {
+pub fn register(registry: fn() -> Registry) {
+    REGISTRIES.lock().unwrap_or_else(PoisonError::into_inner).push(registry);
+}
+
+fn load() -> Result<(), String> {
+    if MODULE.get().is_some() {
+        return Ok(());
+    }
+    let registries = REGISTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+    if registries.is_empty() {
+        return Err("it has no filters; name them with `attache::filters!`".into());
+    }
+    let registry = registries.iter().fold(Registry::new(), |all, next| all.merge(next()));
+    // SAFETY: `find` looks the name up in the running program.
+    let api = unsafe { Callbacks::load(find) }.map_err(|missing| {
+        format!(
+            "this Envoy does not have `{missing}`. Attaché runs in Envoy 1.39 and 1.40 with \
+             dynamic modules"
+        )
+    })?;
+    pin();
+    attache_core::log::install(&MODULE.get_or_init(|| Module { registry, api }).api);
+    Ok(())
+}
+
+/// The entry point of the module. Returns the ABI version, or null to refuse.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
+    match catch_unwind(load) {
         Ok(Ok(())) if !find(ADDED_IN_1_40).is_null() => ABI_VERSION_1_40,
         Ok(Ok(())) => ABI_VERSION_1_39,
         Ok(Err(reason)) => {
@@ -86,7 +101,10 @@ pub fn init(registry: fn() -> Registry) -> *const c_char {
     }
 }
 
-/// Exports the entry point of a dynamic module.
+/// Makes a module's filters known when the module is loaded.
+///
+/// It exports nothing: an exported function of a fixed name would let only one crate that names
+/// filters into a program, and those for stock Envoy may be compiled into one as well.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! export_module {
@@ -98,10 +116,14 @@ macro_rules! export_module {
                  exchange would end the whole Envoy; change `panic` in the Cargo profile"
             );
 
-            #[unsafe(no_mangle)]
-            extern "C" fn envoy_dynamic_module_on_program_init() -> *const ::core::ffi::c_char {
-                $crate::init($registry)
+            extern "C" fn register() {
+                $crate::register($registry)
             }
+
+            #[used]
+            #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
+            #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
+            static REGISTER: extern "C" fn() = register;
         };
     };
 }
@@ -146,7 +168,7 @@ unsafe fn with_stream<R>(
     };
     let mut answer = None;
     shielded(what, (), || {
-        let _serving = Serving::enter(sink);
+        let _serving = sink.queue.serve();
         // Moved in: dropping the last clone may drop the filter itself.
         let exchange = exchange;
         match catch_unwind(AssertUnwindSafe(|| f(&exchange))) {
@@ -204,7 +226,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
                 Box::into_raw(Box::new(ModuleConfig { loaded, sink })).cast_const().cast()
             }
             Err(reason) => {
-                sink.close();
+                sink.queue.close();
                 refuse(module, &reason)
             }
         }
@@ -223,7 +245,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: ModuleP
     shielded("config_destroy", (), || {
         // SAFETY: from `config_new`, and destroyed once.
         let config = unsafe { Box::from_raw(config.cast_mut().cast::<ModuleConfig>()) };
-        config.sink.close();
+        config.sink.queue.close();
     });
 }
 
@@ -439,7 +461,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_destroy(stream: ModulePtr) {
         // Moved in: dropping it may drop the filter itself.
         let stream = stream;
         // SAFETY: Envoy's stream holds its config until this hook has returned.
-        let _serving = Serving::enter(unsafe { &(*stream.config).sink });
+        let _serving = unsafe { &*stream.config }.sink.queue.serve();
         stream.exchange.destroy();
     });
 }

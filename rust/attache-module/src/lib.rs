@@ -22,4 +22,4 @@ mod log;
 mod stream;
 
 #[doc(hidden)]
-pub use hooks::init;
+pub use hooks::register;

@@ -1,11 +1,12 @@
 //! One stream of stock Envoy, as the engine's [`Host`].
 
 use std::any::Any;
-use std::cell::Cell;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
+use attache_core::Views;
 use attache_core::host::{Area, Capabilities, Direction, Host, LocalReply, Map, Notify};
+use attache_core::log::write_stream_id;
 
 use crate::abi::{
     ATTRIBUTE_CONNECTION_ID, ATTRIBUTE_REQUEST_ID, Callbacks, EnvoyBuffer, EnvoyFilter,
@@ -27,34 +28,12 @@ pub(crate) struct Stream {
     envoy: EnvoyFilter,
     api: &'static Callbacks,
     /// Callbacks that look at Envoy's memory are running: nothing may change it.
-    views: Cell<u32>,
-}
-
-/// Keeps Envoy's memory unchanged for as long as it lives, even when a callback panics.
-struct View<'a>(&'a Cell<u32>);
-
-impl Drop for View<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
+    views: Views,
 }
 
 impl Stream {
     pub(crate) fn new(envoy: EnvoyFilter, api: &'static Callbacks) -> Self {
-        Stream { envoy, api, views: Cell::new(0) }
-    }
-
-    fn view(&self) -> View<'_> {
-        self.views.set(self.views.get() + 1);
-        View(&self.views)
-    }
-
-    /// Before anything that may change or free what a view shows.
-    fn no_views(&self) {
-        assert!(
-            self.views.get() == 0,
-            "headers or body were changed from within a closure that looks at them; copy first"
-        );
+        Stream { envoy, api, views: Views::default() }
     }
 }
 
@@ -113,7 +92,7 @@ impl Host for Stream {
             )
         };
         if found {
-            let _view = self.view();
+            let _view = self.views.look();
             // SAFETY: the value stays in Envoy's map until the map changes, and while the view
             // lives every method that could change it panics first.
             f(unsafe { value.as_slice() });
@@ -131,7 +110,7 @@ impl Host for Stream {
         let exists =
             unsafe { (self.api.get_headers)(self.envoy, map_type(map), list.as_mut_ptr()) };
         if exists {
-            let _view = self.view();
+            let _view = self.views.look();
             for header in &list {
                 // SAFETY: as in `header`.
                 f(unsafe { header.name.as_slice() }, unsafe { header.value.as_slice() });
@@ -141,13 +120,13 @@ impl Host for Stream {
     }
 
     fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
-        self.no_views();
+        self.views.none();
         // SAFETY: the stream is valid (type invariant); Envoy copies both buffers.
         unsafe { (self.api.set_header)(self.envoy, map_type(map), name.into(), value.into()) }
     }
 
     fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
-        self.no_views();
+        self.views.none();
         // SAFETY: as in `set_header`.
         unsafe { (self.api.add_header)(self.envoy, map_type(map), name.into(), value.into()) }
     }
@@ -186,7 +165,7 @@ impl Host for Stream {
         // SAFETY: as above; Envoy writes `count` entries, and nothing has changed the buffer since
         // it said so.
         if unsafe { (self.api.get_body_chunks)(self.envoy, which, slices.as_mut_ptr()) } {
-            let _view = self.view();
+            let _view = self.views.look();
             for slice in slices {
                 // SAFETY: the bytes stay in Envoy's buffer until it changes, and while the view
                 // lives every method that could change it panics first.
@@ -196,14 +175,14 @@ impl Host for Stream {
     }
 
     fn drain(&self, direction: Direction, area: Area, bytes: usize) {
-        self.no_views();
+        self.views.none();
         // SAFETY: the stream is valid (type invariant). It may run hooks of the stream, which the
         // engine expects.
         unsafe { (self.api.drain_body)(self.envoy, area_type(direction, area), bytes) };
     }
 
     fn append(&self, direction: Direction, area: Area, data: &[u8]) {
-        self.no_views();
+        self.views.none();
         // SAFETY: as in `drain`; Envoy copies the bytes.
         unsafe { (self.api.append_body)(self.envoy, area_type(direction, area), data.into()) };
     }
@@ -246,7 +225,7 @@ impl Host for Stream {
     }
 
     fn resume(&self, direction: Direction) {
-        self.no_views();
+        self.views.none();
         let resume = match direction {
             Direction::Request => self.api.continue_decoding,
             Direction::Response => self.api.continue_encoding,
@@ -257,7 +236,7 @@ impl Host for Stream {
     }
 
     fn send_reply(&self, reply: &LocalReply<'_>) {
-        self.no_views();
+        self.views.none();
         let headers = module_headers(reply.headers);
         // SAFETY: as in `resume`. Envoy calls back for the headers during this call only.
         unsafe {
@@ -273,7 +252,7 @@ impl Host for Stream {
     }
 
     fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool) {
-        self.no_views();
+        self.views.none();
         let headers = module_headers(headers);
         // SAFETY: as in `resume`; Envoy copies the headers.
         unsafe {
@@ -287,20 +266,20 @@ impl Host for Stream {
     }
 
     fn send_reply_data(&self, data: &[u8], end_stream: bool) {
-        self.no_views();
+        self.views.none();
         // SAFETY: as in `resume`; Envoy copies the bytes.
         unsafe { (self.api.send_response_data)(self.envoy, data.into(), end_stream) }
     }
 
     fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]) {
-        self.no_views();
+        self.views.none();
         let trailers = module_headers(trailers);
         // SAFETY: as in `resume`; Envoy copies the trailers.
         unsafe { (self.api.send_response_trailers)(self.envoy, trailers.as_ptr(), trailers.len()) }
     }
 
     fn reset(&self, details: &str) {
-        self.no_views();
+        self.views.none();
         // SAFETY: as in `resume`; Envoy copies the details.
         unsafe { (self.api.reset_stream)(self.envoy, RESET_LOCAL, details.into()) }
     }
@@ -323,18 +302,15 @@ impl Host for Stream {
         let mut id = EnvoyBuffer::EMPTY;
         let mut connection = 0u64;
         // SAFETY: the stream is valid (type invariant); the out-pointer is ours and live.
-        if unsafe {
+        let connected = unsafe {
             (self.api.get_attribute_int)(self.envoy, ATTRIBUTE_CONNECTION_ID, &mut connection)
-        } {
-            write!(out, "[C{connection}]")?;
-        }
+        };
         // SAFETY: as above.
-        if unsafe { (self.api.get_attribute_string)(self.envoy, ATTRIBUTE_REQUEST_ID, &mut id) } {
-            // SAFETY: the text lives as long as the stream's info; it is read at once.
-            let id = unsafe { id.as_slice() };
-            write!(out, "[{}]", String::from_utf8_lossy(id))?;
-        }
-        Ok(())
+        let named =
+            unsafe { (self.api.get_attribute_string)(self.envoy, ATTRIBUTE_REQUEST_ID, &mut id) };
+        // SAFETY: the text lives as long as the stream's info; it is read at once.
+        let id = unsafe { id.as_slice() };
+        write_stream_id(out, connected.then_some(connection), named.then_some(id))
     }
 }
 

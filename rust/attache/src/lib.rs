@@ -67,14 +67,16 @@ pub mod prelude {
     pub use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 }
 
-/// Names the filters of a module, once per `cdylib`: `filters! { "auth" => Auth, "log" => Log }`.
+/// Names the filters of a crate, once: `filters! { "auth" => Auth, "log" => Log }`.
 ///
-/// The names are what `filter_name` refers to in Envoy's config. The macro also exports the entry
-/// point by which Envoy finds the module, and defines `attache_registry()`, which tests use.
+/// The names are what `filter_name` refers to in Envoy's config. A `cdylib` of the crate is a module
+/// with these filters, and with those of each crate in it that has its own `filters!`. The macro also
+/// defines `attache_registry()`, which tests use, and which brings the crate's filters into an Envoy
+/// that they are compiled into.
 #[macro_export]
 macro_rules! filters {
     ($($name:literal => $filter:ty),+ $(,)?) => {
-        /// The filters of this module.
+        /// The filters of this crate.
         pub fn attache_registry() -> $crate::__private::Registry {
             $crate::__private::Registry::new()$(.with::<$filter>($name))+
         }
@@ -86,6 +88,17 @@ macro_rules! filters {
 /// For the macros of this crate only.
 #[doc(hidden)]
 pub mod __private {
+    #[cfg(not(feature = "module"))]
+    pub use crate::no_module as export_module;
     pub use attache_core::registry::Registry;
+    #[cfg(feature = "module")]
     pub use attache_module::export_module;
+}
+
+/// Without stock Envoy as a host there is nothing to export.
+#[cfg(not(feature = "module"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! no_module {
+    ($registry:path) => {};
 }

@@ -88,7 +88,7 @@ fn refused_configs() -> Vec<(Config, &'static [&'static str])> {
         ),
         (
             serving(ModuleFilter::new("attache_e2e_no_filters", "unnamed")),
-            &["Failed to resolve symbol envoy_dynamic_module_on_program_init"],
+            &["it has no filters; name them with `attache::filters!`"],
         ),
         (serving(ModuleFilter::new("no_such_module", "unnamed")), &["libno_such_module.so"]),
     ]

@@ -1,0 +1,163 @@
+//! Metric updates from threads that are not the host's, on their way to its main thread.
+//!
+//! Envoy's stats can be touched only on Envoy's threads, and only while the config lives. A stream
+//! of the config proves both; from anywhere else the update goes through a queue.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use crate::metrics::{MetricId, MetricOp};
+
+/// How many updates may wait for the main thread.
+const LENGTH: usize = 64 * 1024;
+
+struct Update {
+    metric: MetricId,
+    op: MetricOp,
+    value: u64,
+    labels: Vec<String>,
+}
+
+/// The queue of one filter config.
+#[derive(Debug)]
+pub struct MetricQueue {
+    updates: (Sender<Update>, Receiver<Update>),
+    scheduled: AtomicBool,
+    closed: AtomicBool,
+    dropped: AtomicBool,
+}
+
+thread_local!(static SERVING: Cell<*const MetricQueue> = const { Cell::new(std::ptr::null()) });
+
+/// While it lives, this thread runs an event of a stream of one config.
+#[derive(Debug)]
+pub struct Serving(*const MetricQueue);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        SERVING.set(self.0);
+    }
+}
+
+impl MetricQueue {
+    /// An empty queue.
+    #[expect(clippy::new_without_default, reason = "a queue belongs to a config")]
+    pub fn new() -> Self {
+        MetricQueue {
+            updates: crossbeam_channel::bounded(LENGTH),
+            scheduled: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+        }
+    }
+
+    /// Says, for as long as the result lives, that this thread runs an event of a stream of this
+    /// config.
+    pub fn serve(&self) -> Serving {
+        Serving(SERVING.replace(self))
+    }
+
+    /// Whether it does: a thread of the host's, and the stream keeps the config.
+    pub fn is_served_here(&self) -> bool {
+        std::ptr::eq(SERVING.get(), self)
+    }
+
+    /// Leaves an update for the main thread, unless the config has gone. Returns whether the main
+    /// thread has to be asked to [`take`](MetricQueue::take) it.
+    pub fn leave(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) -> bool {
+        if self.closed.load(Ordering::SeqCst) {
+            return false;
+        }
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
+        match self.updates.0.try_send(Update { metric, op, value, labels }) {
+            Ok(()) => !self.scheduled.swap(true, Ordering::SeqCst),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                if !self.dropped.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "{LENGTH} metric updates from threads outside Envoy are waiting for the \
+                         main thread; further ones are dropped until it catches up"
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    /// The main thread takes what was left.
+    pub fn take(&self, mut apply: impl FnMut(MetricId, MetricOp, u64, &[&str])) {
+        // Cleared first: an update that comes now either is seen below or asks again.
+        self.scheduled.store(false, Ordering::SeqCst);
+        for update in self.updates.1.try_iter() {
+            let labels: Vec<_> = update.labels.iter().map(String::as_str).collect();
+            apply(update.metric, update.op, update.value, &labels);
+        }
+    }
+
+    /// The config goes: later updates have nowhere to go.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+}
+
+impl std::fmt::Debug for Update {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?} {}", self.metric, self.op, self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MetricKind;
+
+    const METRIC: MetricId = MetricId { kind: MetricKind::Counter, id: 0 };
+
+    fn taken(queue: &MetricQueue) -> Vec<(u64, Vec<String>)> {
+        let mut all = Vec::new();
+        queue.take(|_, _, value, labels| {
+            all.push((value, labels.iter().map(|&label| label.to_owned()).collect()));
+        });
+        all
+    }
+
+    #[test]
+    fn the_main_thread_is_asked_once_until_it_takes() {
+        let queue = MetricQueue::new();
+        assert!(queue.leave(METRIC, MetricOp::Add, 1, &[]));
+        assert!(!queue.leave(METRIC, MetricOp::Add, 2, &["a"]));
+        assert_eq!(taken(&queue), [(1, vec![]), (2, vec!["a".to_owned()])]);
+        assert!(queue.leave(METRIC, MetricOp::Add, 3, &[]));
+    }
+
+    #[test]
+    fn a_closed_queue_takes_nothing() {
+        let queue = MetricQueue::new();
+        queue.close();
+        assert!(!queue.leave(METRIC, MetricOp::Add, 1, &[]));
+        assert!(taken(&queue).is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_drops_what_comes_after() {
+        let queue = MetricQueue::new();
+        for _ in 0..LENGTH + 10 {
+            queue.leave(METRIC, MetricOp::Add, 1, &[]);
+        }
+        assert_eq!(taken(&queue).len(), LENGTH);
+    }
+
+    #[test]
+    fn a_thread_serves_one_config_at_a_time() {
+        let (outer, inner) = (MetricQueue::new(), MetricQueue::new());
+        let serving = outer.serve();
+        {
+            let _serving = inner.serve();
+            assert!(inner.is_served_here() && !outer.is_served_here());
+        }
+        assert!(outer.is_served_here());
+        drop(serving);
+        assert!(!outer.is_served_here());
+    }
+}
