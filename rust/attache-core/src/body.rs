@@ -169,6 +169,14 @@ impl Body {
             if Rc::ptr_eq(&live.exchange, of) && live.direction == direction)
     }
 
+    /// The bytes, if they are all there.
+    pub(crate) fn into_full(self) -> std::result::Result<Bytes, Body> {
+        match self.0 {
+            Repr::Full(bytes) => Ok(bytes),
+            repr => Err(Body(repr)),
+        }
+    }
+
     pub(crate) fn into_frames(self) -> FrameStream {
         struct Frames(Body);
         impl Stream for Frames {

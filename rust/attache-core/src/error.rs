@@ -7,6 +7,8 @@ use std::fmt;
 
 use http::StatusCode;
 
+use crate::cluster::CalloutError;
+
 /// The result of a filter.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -55,6 +57,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The filter made an invalid message: a header, a status.
     InvalidMessage,
+    /// A call to a cluster brought no response; see [`CalloutError`].
+    Callout,
 }
 
 impl Error {
@@ -145,10 +149,15 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Error {
         {
             return inner;
         }
+        let callout = (&slot as &dyn Any).downcast_ref::<Option<CalloutError>>();
+        let (kind, status) = match callout {
+            Some(Some(error)) => (ErrorKind::Callout, error.status_code()),
+            _ => (ErrorKind::Filter, StatusCode::INTERNAL_SERVER_ERROR),
+        };
         match slot {
             Some(error) => Error(Box::new(Repr {
-                kind: ErrorKind::Filter,
-                status: StatusCode::INTERNAL_SERVER_ERROR,
+                kind,
+                status,
                 message: error.to_string().into(),
                 source: Some(Box::new(error)),
             })),

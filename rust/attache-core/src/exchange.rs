@@ -5,10 +5,7 @@
 //! reset first, then what can move between hooks, then this hook's verdict. Effects come last
 //! because each may run other hooks of the same stream before it returns, or end the stream.
 
-mod any_time;
-mod reply;
-
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -17,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 
 use crate::body::{Body, Disposition, FrameStream, too_large};
+use crate::cluster::Calls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{Completion, Outcome};
 use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
@@ -50,10 +48,10 @@ pub(crate) struct Inner<H: Host + ?Sized = dyn Host> {
     depth: Cell<u32>,
     /// The host may be called.
     alive: Cell<bool>,
-    /// The host emits at any time.
-    any_time: bool,
     task: RefCell<Option<HandleFuture>>,
     state: RefCell<State>,
+    /// Made by the first call to a cluster.
+    pub(crate) calls: OnceCell<Box<Calls>>,
     host: H,
 }
 
@@ -68,8 +66,6 @@ struct State {
     effect: Option<Box<Effect>>,
     /// A streamed reply of the filter's own.
     reply: Option<Box<ReplyStream>>,
-    /// The body of a reply of the filter's own that is to come by as a response.
-    reply_to_come: Option<Box<ReplyStream>>,
     /// Somebody else has answered, and nothing of that has come by here.
     answered: bool,
     /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
@@ -97,26 +93,9 @@ enum NextState {
 }
 
 enum Effect {
-    Reply {
-        status: StatusCode,
-        headers: HeaderMap,
-        body: Bytes,
-        details: String,
-    },
-    StartReply {
-        status: StatusCode,
-        headers: HeaderMap,
-        reply: Box<ReplyStream>,
-    },
-    /// As a response that comes by here, when the request has gone; see `exchange/reply.rs`.
-    ReplyAsResponse {
-        status: StatusCode,
-        headers: HeaderMap,
-        reply: Box<ReplyStream>,
-    },
-    Reset {
-        details: String,
-    },
+    Reply { status: StatusCode, headers: HeaderMap, body: Bytes, details: String },
+    StartReply { status: StatusCode, headers: HeaderMap, reply: Box<ReplyStream> },
+    Reset { details: String },
 }
 
 struct ReplyStream {
@@ -129,7 +108,7 @@ struct ReplyStream {
 
 /// Who waits for an event. The exchange's own waker is not cloned: it only means that a poll is due.
 #[derive(Default)]
-enum Waiter {
+pub(crate) enum Waiter {
     #[default]
     Nobody,
     Exchange,
@@ -137,9 +116,9 @@ enum Waiter {
 }
 
 impl Side {
-    fn new(any_time: bool) -> Self {
+    fn new() -> Self {
         Side {
-            flow: Flow { any_time, ..Flow::new() },
+            flow: Flow::new(),
             waiter: Waiter::Nobody,
             pump: None,
             on_trailers: None,
@@ -166,16 +145,14 @@ const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 impl Exchange {
     /// An exchange of a loaded filter, on a stream.
     pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
-        let any_time = host.capabilities().emit_any_time;
         let state = State {
-            request: Side::new(any_time),
-            response: Side::new(any_time),
+            request: Side::new(),
+            response: Side::new(),
             started: false,
             next: NextState::NotCalled,
             response_waiter: Waiter::Nobody,
             effect: None,
             reply: None,
-            reply_to_come: None,
             answered: false,
             replied: false,
             invalid: None,
@@ -189,11 +166,15 @@ impl Exchange {
             busy: Cell::new(false),
             depth: Cell::new(0),
             alive: Cell::new(true),
-            any_time,
             task: RefCell::new(None),
             state: RefCell::new(state),
+            calls: OnceCell::new(),
             host,
         }))
+    }
+
+    pub(crate) fn inner(&self) -> &Rc<Inner> {
+        &self.0
     }
 
     /// Headers have arrived.
@@ -274,6 +255,22 @@ impl Inner {
         &*self.filter
     }
 
+    /// The stream has ended, or is about to: nothing new may be started.
+    pub(crate) fn is_over(&self) -> bool {
+        !self.alive.get() || self.state.borrow().completed
+    }
+
+    /// Something has happened that somebody waits for, in an event of its own.
+    pub(crate) fn wake_for(self: &Rc<Self>, waiter: Waiter) {
+        if matches!(waiter, Waiter::Nobody) {
+            return;
+        }
+        self.begin();
+        self.wake_waiter(waiter);
+        self.poll_and_settle();
+        self.end();
+    }
+
     /// Calls the host, if the stream is still there.
     pub(crate) fn read<R>(&self, f: impl FnOnce(&dyn Host) -> R) -> Option<R> {
         self.alive.get().then(|| f(&self.host))
@@ -311,9 +308,6 @@ impl Inner {
             }
             Waiter::Nobody
         });
-        if self.any_time && end {
-            self.prepare_end(direction, Hook::Headers);
-        }
         let step = self.state.borrow_mut().flow(direction).on_headers();
         if step.emit {
             self.append_output(direction, Area::Buffer);
@@ -334,9 +328,7 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         if !state.started || state.replied {
             state.response.flow.mode = Mode::Pass;
-            let Some(reply) = state.reply_to_come.take() else { return true };
-            drop(state);
-            return self.reply_comes(reply);
+            return true;
         }
         let request_held =
             state.next == NextState::NotCalled && state.request.flow.mode != Mode::Pass;
@@ -378,9 +370,6 @@ impl Inner {
             }
             std::mem::take(&mut side.waiter)
         });
-        if self.any_time {
-            return self.on_data_any_time(direction, end);
-        }
         if end && let Err(error) = self.check_new_trailers(direction) {
             self.fail(error);
             self.settle();
@@ -426,12 +415,7 @@ impl Inner {
             self.end_hook(direction);
             return Verdict::Stop;
         }
-        let step = if self.any_time {
-            let overtakes = self.around(direction).overtakes;
-            self.state.borrow_mut().flow(direction).trailers_any_time(overtakes)
-        } else {
-            self.state.borrow_mut().flow(direction).on_trailers()
-        };
+        let step = self.state.borrow_mut().flow(direction).on_trailers();
         if step.verdict == Verdict::Continue && !self.finish_trailers(direction) {
             self.settle();
             self.end_hook(direction);
@@ -451,21 +435,15 @@ impl Inner {
 
     fn on_local_reply(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
-        let here = state.response.flow.started;
-        let ours_streams = here && state.response.pump.is_some();
-        if (state.replied && !ours_streams) || !state.started {
+        if state.replied || !state.started {
             return;
         }
-        if here && self.any_time {
-            // The client gets all of the other one, whatever is still injected.
-            state.response.flow.finished = true;
-        }
-        if !here {
+        if !state.response.flow.started {
             // It comes as a response, if it comes by here at all. Either way, it comes first.
             state.answered = true;
         }
         // A response that has come by here is left behind.
-        let for_us = state.next == NextState::Called && !here;
+        let for_us = state.next == NextState::Called && !state.response.flow.started;
         drop(state);
         if !for_us && !self.busy.get() {
             self.cancel();
@@ -477,8 +455,7 @@ impl Inner {
         let side = state.side(direction);
         side.full = if above { side.full + 1 } else { side.full.saturating_sub(1) };
         let goes_on = !above && side.full == 0;
-        let pumps = self.any_time && side.pump.is_some();
-        let waited = pumps || (direction == Direction::Response && state.reply.is_some());
+        let waited = direction == Direction::Response && state.reply.is_some();
         drop(state);
         if goes_on && waited {
             // Envoy may be in the middle of sending what made room: our turn comes later.
@@ -529,9 +506,6 @@ impl Inner {
     /// The verdict is there, but Envoy has not got it yet: the hook counts as over.
     fn end_hook(&self, direction: Direction) {
         self.state.borrow_mut().flow(direction).hook = None;
-        if self.any_time {
-            self.wake_to_move();
-        }
         self.end();
     }
 
@@ -589,7 +563,7 @@ impl Inner {
         }
     }
 
-    fn waiter(&self, cx: &Context<'_>) -> Waiter {
+    pub(crate) fn waiter(&self, cx: &Context<'_>) -> Waiter {
         if cx.waker().will_wake(self.wake.waker()) {
             Waiter::Exchange
         } else {
@@ -653,7 +627,7 @@ impl Inner {
         loop {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            if !side.flow.wants_output() || (self.any_time && side.full > 0) {
+            if !side.flow.wants_output() {
                 return Ok(());
             }
             let Some(mut pump) = side.pump.take() else { return Ok(()) };
@@ -673,7 +647,7 @@ impl Inner {
                         Err(frame) => side.out_trailers = frame.into_trailers().ok().map(Box::new),
                     }
                     let limit = self.filter.meta().options.gather_limit_bytes;
-                    if side.flow.ended && !self.any_time && side.flow.out.len() > limit {
+                    if side.flow.ended && side.flow.out.len() > limit {
                         return Err(Error::make(
                             ErrorKind::BodyTooLarge,
                             StatusCode::INTERNAL_SERVER_ERROR,
@@ -704,10 +678,8 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
         let possible = side.flow.trailers
-            || side.flow.added
             || !side.flow.ended
-            // The hook that brings the end decides.
-            || (self.any_time && side.flow.hook.is_some());
+            || self.read(|h| h.capabilities().new_trailers) == Some(true);
         if side.out_trailers.as_ref().is_some_and(|t| !t.is_empty()) && !possible {
             return Err(no_new_trailers());
         }
@@ -805,7 +777,6 @@ impl Inner {
             }
             Disposition::Stream(pump) if !bodyless => {
                 side.flow.mode = Mode::Pump;
-                side.flow.goes_back = self.any_time && direction == Direction::Request;
                 side.pump = Some(pump);
                 None
             }
@@ -901,17 +872,6 @@ impl Inner {
                 let body = Body::from(body).into_frames();
                 return self.replace(status, headers, Some(body), trailers);
             }
-            body @ (Disposition::Full(_) | Disposition::Stream(_))
-                if self.may_reply_as_response() =>
-            {
-                let body = match body {
-                    Disposition::Stream(body) => body,
-                    Disposition::Full(body) => Body::from(body).into_frames(),
-                    Disposition::Untouched => unreachable!("see above"),
-                };
-                let reply = Box::new(ReplyStream::new(body, trailers));
-                Effect::ReplyAsResponse { status, headers, reply }
-            }
             // Trailers take a streamed reply.
             Disposition::Full(_) if self.state.borrow().request.flow.released => {
                 return Err(no_new_trailers());
@@ -960,8 +920,7 @@ impl Inner {
         body: Option<FrameStream>,
         trailers: Option<Box<HeaderMap>>,
     ) -> Result<()> {
-        let trailers = trailers.filter(|t| !t.is_empty());
-        if trailers.is_some() && !(body.is_some() && self.may_end_with_trailers()) {
+        if trailers.is_some_and(|t| !t.is_empty()) {
             return Err(no_new_trailers());
         }
         let map = Map::ResponseHeaders;
@@ -988,11 +947,7 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         state.outcome = Some(Outcome::Replied);
         let side = &mut state.response;
-        if trailers.is_none() {
-            side.on_trailers = Some(Box::new(clear));
-            side.flow.ends_early = self.any_time && body.is_some();
-        }
-        side.out_trailers = trailers;
+        side.on_trailers = Some(Box::new(clear));
         match body {
             None => side.flow.mode = Mode::Pass,
             Some(_) if bodyless => {
@@ -1134,9 +1089,6 @@ impl Inner {
                 };
                 self.read(|host| host.send_reply(&reply));
             }
-            Effect::ReplyAsResponse { status, headers, reply } => {
-                self.reply_as_response(status, &headers, reply);
-            }
             Effect::StartReply { status, headers, reply } => {
                 let mut list: Vec<(&[u8], &[u8])> = vec![(b":status", status.as_str().as_bytes())];
                 list.extend(pairs(&headers, |_| true));
@@ -1183,9 +1135,6 @@ impl Inner {
 
     /// Does what can be done for a direction that no hook is running for.
     fn advance(self: &Rc<Self>, direction: Direction) {
-        if self.any_time {
-            return self.move_on(direction);
-        }
         {
             let mut state = self.state.borrow_mut();
             let flow = state.flow(direction);
@@ -1237,7 +1186,6 @@ impl Inner {
                     self.read(|host| host.resume(direction));
                 }
             }
-            Move::Inject { .. } | Move::Release => unreachable!("only where emitted at any time"),
         }
     }
 
@@ -1278,13 +1226,12 @@ impl Inner {
 
     /// The trailers go on: the last moment to change them. False if the filter has failed at that.
     fn finish_trailers(self: &Rc<Self>, direction: Direction) -> bool {
-        let (hook, made, added) = {
+        let (hook, made) = {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            (side.on_trailers.take(), side.out_trailers.take(), side.flow.added)
+            (side.on_trailers.take(), side.out_trailers.take())
         };
-        if made.is_none() && (hook.is_none() || added) {
-            self.drop_safely(hook);
+        if hook.is_none() && made.is_none() {
             return true;
         }
         let mut trailers = Headers::live(self.clone(), direction.trailers());
@@ -1297,20 +1244,15 @@ impl Inner {
         if let Some(hook) = hook {
             let _scope = current::Scope::enter(self);
             if let Err(message) = guarded(|| hook(&mut trailers)) {
-                return self.fail_at_trailers(direction, Error::panicked(message));
+                self.fail(Error::panicked(message));
+                return false;
             }
         }
-        match self.take_invalid() {
-            Ok(()) => true,
-            Err(error) => self.fail_at_trailers(direction, error),
+        if let Err(error) = self.take_invalid() {
+            self.fail(error);
+            return false;
         }
-    }
-
-    /// The end counts as let go already, but is still here.
-    fn fail_at_trailers(self: &Rc<Self>, direction: Direction, error: Error) -> bool {
-        self.state.borrow_mut().flow(direction).finished = false;
-        self.fail(error);
-        false
+        true
     }
 
     // ---- body -------------------------------------------------------------------------------
@@ -1500,17 +1442,15 @@ impl Inner {
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
         let task = self.task.borrow_mut().take();
-        let (request, response, reply, to_come, hooks) = {
+        let (request, response, reply, hooks) = {
             let mut state = self.state.borrow_mut();
             let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
-            let pumps = (state.request.pump.take(), state.response.pump.take());
-            (pumps.0, pumps.1, state.reply.take(), state.reply_to_come.take(), hooks)
+            (state.request.pump.take(), state.response.pump.take(), state.reply.take(), hooks)
         };
         self.drop_safely(task);
         self.drop_safely(request);
         self.drop_safely(response);
         self.drop_safely(reply);
-        self.drop_safely(to_come);
         self.drop_safely(hooks.0);
         self.drop_safely(hooks.1);
     }

@@ -6,6 +6,7 @@ use std::task::Poll;
 
 use serde::de::DeserializeOwned;
 
+use crate::cluster::{SharedCalls, SharedCluster};
 use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
 use crate::runtime::{Tied, guarded};
@@ -113,6 +114,10 @@ pub trait ConfigHost {
     -> Result<MetricId, String>;
     /// Where updates go.
     fn sink(&self) -> Arc<dyn MetricSink>;
+    /// What makes the calls of a [`SharedCluster`], where the host can.
+    fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
+        None
+    }
 }
 
 /// What a filter is made with: its name, its metrics, its background tasks.
@@ -208,6 +213,14 @@ impl Setup {
     ) -> Result<Histogram, ConfigError> {
         let id = self.define(MetricKind::Histogram, name, labels)?;
         Ok(Histogram::new(self.host.sink(), id, labels.len()))
+    }
+
+    /// A cluster of Envoy's, by its name, to call from any thread for as long as the config lives.
+    ///
+    /// That there is no such cluster shows when it is called; while the config is made, Envoy may not
+    /// know its clusters yet.
+    pub fn cluster(&self, name: &str) -> SharedCluster {
+        SharedCluster::new(self.host.calls(), name)
     }
 
     /// Runs a task beside the filter until the config goes. If the config is refused after all, the

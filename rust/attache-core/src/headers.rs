@@ -362,7 +362,7 @@ fn lowered<R>(name: &str, f: impl FnOnce(&str) -> R) -> R {
     }
 }
 
-fn check_name(name: &str, map: Map, append: bool) -> Result<(), HeaderError> {
+pub(crate) fn check_name(name: &str, map: Map, append: bool) -> Result<(), HeaderError> {
     let valid = match name.strip_prefix(':') {
         // A pseudo header has one value and lives in one map.
         Some(pseudo) => {
@@ -385,7 +385,7 @@ fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
-fn check_value(name: &str, value: &[u8], map: Map) -> Result<(), HeaderError> {
+pub(crate) fn check_value(name: &str, value: &[u8], map: Map) -> Result<(), HeaderError> {
     let mut valid = value.iter().all(|&b| (b >= b' ' && b != 0x7f) || b == b'\t');
     if name.starts_with(':') {
         valid &= !value.is_empty() && !value.contains(&b' ');

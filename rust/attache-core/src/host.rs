@@ -9,13 +9,14 @@
 //!
 //! * Every method is called on the worker thread that owns the stream, and never after
 //!   [`Exchange::destroy`](crate::exchange::Exchange::destroy).
-//! * `resume`, `inject`, `release`, `send_*`, `reset`, `drain` and `append` may run other hooks of the
-//!   same stream before they return. The engine holds no borrow while it calls them.
+//! * `resume`, `inject`, `release`, `send_*`, `reset`, `reset_call`, `drain` and `append` may run other
+//!   hooks of the same stream before they return. The engine holds no borrow while it calls them.
 //! * Slices given to a callback are valid only inside it. An implementation must keep safe code
 //!   from changing a map or a buffer while such a callback runs (the engine never does).
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -139,6 +140,53 @@ pub struct LocalReply<'a> {
     pub details: &'a str,
 }
 
+/// A call to a cluster that is to be started.
+#[derive(Debug)]
+pub struct CallStart<'a> {
+    /// The name of the cluster.
+    pub cluster: &'a str,
+    /// All headers, `:method`, `:path` and `:authority` among them. They are valid.
+    pub headers: &'a [(&'a [u8], &'a [u8])],
+    /// What there is of the body so far.
+    pub body: &'a [u8],
+    /// That is all of it.
+    pub end_stream: bool,
+    /// How long the response may take, in whole milliseconds, once the request has ended.
+    pub timeout: Option<Duration>,
+}
+
+/// Why a call to a cluster was not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CallRefused {
+    /// This host cannot.
+    Unsupported,
+    /// There is no such cluster.
+    UnknownCluster,
+    /// The request lacks something.
+    InvalidRequest,
+    /// The cluster takes no request now.
+    Unavailable,
+    /// A circuit breaker is open.
+    Overflow,
+    /// Whatever the call belonged to has ended.
+    Gone,
+}
+
+/// Why a call to a cluster that was started failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CallFailure {
+    /// It was reset.
+    Reset,
+    /// Its time was over.
+    Timeout,
+    /// A circuit breaker is open.
+    Overflow,
+    /// The response is larger than the host takes.
+    TooLarge,
+}
+
 /// Wakes a stream from any thread: asks the worker to call
 /// [`Exchange::scheduled`](crate::exchange::Exchange::scheduled).
 pub trait Notify: Send + Sync {
@@ -253,15 +301,14 @@ pub trait Host: 'static {
     /// codecs then just end the message. Returns whether the map is there now.
     ///
     /// Called only where [`Capabilities::new_trailers`] says so, and only inside the hook that brings
-    /// the end of the message (`end_stream`), once. `now` says that this is the data hook of a request,
-    /// and that it will answer Continue in a direction that is not stopped, with the whole of the
-    /// output in the frame: Envoy then sends the trailers after it. Otherwise the hook will stop; what
-    /// is still to come is injected without an end, and a `resume` lets the trailers go.
+    /// the end of the message (`end_stream`), once. `now` says that the hook is one with data and
+    /// will answer Continue in a direction that is not stopped, with the whole of the output in the
+    /// frame. Otherwise the hook will stop; what is still to come is injected without an end, and a
+    /// `resume` lets the trailers go.
     ///
-    /// Envoy has a place for both, but not everywhere. Trailers that are added to a request in a data
-    /// hook that stops leave at once, before the held data: there (`now` is false) the answer is
-    /// `false`. Trailers that are added to a response in a data hook that continues are never seen by
-    /// a later filter that stops there, so that is not asked for.
+    /// Envoy allows the first in either direction. It allows the second with a response, and with a
+    /// request that ends with its headers; trailers that are added to a request in a data hook that
+    /// stops would leave before the held data, so there the answer is `false`.
     fn add_trailers(&self, direction: Direction, now: bool) -> bool {
         let _ = (direction, now);
         false
@@ -277,6 +324,33 @@ pub trait Host: 'static {
     fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]);
     /// Resets the stream, both ways.
     fn reset(&self, details: &str);
+
+    /// Starts a call to a cluster. What comes of it is reported by
+    /// [`Exchange::call_headers`](crate::exchange::Exchange::call_headers) and its relatives, after
+    /// this has returned and until the call is over or reset.
+    ///
+    /// # Errors
+    /// It was not started, and nothing will be reported.
+    fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {
+        let _ = call;
+        Err(CallRefused::Unsupported)
+    }
+    /// Sends more of a call's body. False if the call is over. It may report events of this call
+    /// before it returns; so for all of these.
+    fn send_call_data(&self, call: u64, data: &[u8], end_stream: bool) -> bool {
+        let _ = (call, data, end_stream);
+        false
+    }
+    /// Ends a call's request with trailers. False if the call is over.
+    fn send_call_trailers(&self, call: u64, trailers: &[(&[u8], &[u8])]) -> bool {
+        let _ = (call, trailers);
+        false
+    }
+    /// Cancels a call. Does nothing if it is over. Also called from within
+    /// [`Exchange::complete`](crate::exchange::Exchange::complete).
+    fn reset_call(&self, call: u64) {
+        let _ = call;
+    }
 
     /// A handle that wakes this stream. Called at most once, when the exchange first waits for
     /// something outside Envoy.

@@ -7,6 +7,7 @@
 //! | what | where |
 //! |---|---|
 //! | what a user writes against | `filter.rs`, `message.rs`, `headers.rs`, `body.rs`, `error.rs` |
+//! | calls to Envoy's clusters | `cluster/` |
 //! | from config to filter | `registry.rs`, `metrics.rs` |
 //! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
 //! | what a host provides | `host.rs` |
@@ -16,6 +17,7 @@
 
 mod body;
 mod clock;
+mod cluster;
 mod current;
 mod error;
 pub mod exchange;
@@ -34,6 +36,10 @@ mod views;
 mod wake;
 
 pub use body::{Body, BodyWriter, Buffered};
+pub use cluster::{
+    Caller, Callout, CalloutError, CalloutErrorKind, Cluster, PendingCall, SharedCalls,
+    SharedCluster, SharedRequest,
+};
 pub use current::write_current;
 pub use error::{BodyError, ConfigError, Error, ErrorKind, Result, ResultExt};
 pub use filter::{Completion, ConfigHost, Filter, Outcome, Setup};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 
 use crate::body::{Body, BodyWriter};
+use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exchange::Inner;
 use crate::filter::Filter;
@@ -204,6 +205,15 @@ impl Request {
         let config: Arc<dyn Any + Send + Sync> =
             self.headers().exchange()?.read(|host| host.route_config())??;
         config.downcast().ok()
+    }
+
+    /// A cluster of Envoy's, by its name, to call from this exchange: also after
+    /// [`Next::run`], with a handle taken before.
+    ///
+    /// That there is no such cluster shows when it is called.
+    pub fn cluster(&self, name: &str) -> Cluster {
+        let exchange = self.headers().exchange().expect("a request is always live");
+        Cluster::new(exchange.clone(), name)
     }
 
     /// What this host can do beyond the common ground.

@@ -151,6 +151,13 @@ pub(crate) const ATTRIBUTE_CONNECTION_ID: u32 = 28;
 /// Metadata of the stream, which filters can write.
 pub(crate) const METADATA_DYNAMIC: u32 = 0;
 
+/// What starting a call to a cluster returns.
+pub(crate) mod callout_init {
+    pub(crate) const SUCCESS: u32 = 0;
+    pub(crate) const MISSING_REQUIRED_HEADERS: u32 = 1;
+    pub(crate) const CLUSTER_NOT_FOUND: u32 = 2;
+}
+
 /// How a stream is reset.
 pub(crate) const RESET_LOCAL: u32 = 0;
 
@@ -252,6 +259,20 @@ callbacks! {
     scheduler_new = "http_filter_scheduler_new": fn(EnvoyFilter) -> Scheduler;
     scheduler_delete = "http_filter_scheduler_delete": fn(Scheduler);
     scheduler_commit = "http_filter_scheduler_commit": fn(Scheduler, u64);
+
+    start_http_stream = "http_filter_start_http_stream":
+        fn(
+            EnvoyFilter, *mut u64, ModuleBuffer, *const ModuleHeader, usize, ModuleBuffer, bool, u64,
+        ) -> u32;
+    reset_http_stream = "http_filter_reset_http_stream": fn(EnvoyFilter, u64);
+    stream_send_data = "http_stream_send_data": fn(EnvoyFilter, u64, ModuleBuffer, bool) -> bool;
+    stream_send_trailers = "http_stream_send_trailers":
+        fn(EnvoyFilter, u64, *const ModuleHeader, usize) -> bool;
+    config_start_http_stream = "http_filter_config_start_http_stream":
+        fn(
+            EnvoyConfig, *mut u64, ModuleBuffer, *const ModuleHeader, usize, ModuleBuffer, bool, u64,
+        ) -> u32;
+    config_reset_http_stream = "http_filter_config_reset_http_stream": fn(EnvoyConfig, u64);
 
     set_metadata_number = "http_set_dynamic_metadata_number":
         fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, f64);

@@ -4,15 +4,19 @@ use std::any::Any;
 use std::sync::Arc;
 
 use attache_core::registry::Loaded;
-use attache_core::{ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink};
+use attache_core::{
+    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls,
+};
 
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
+use crate::callout::ConfigCalls;
 use crate::stream::module_buffers;
 
 /// What Envoy keeps for us per filter config.
 pub(crate) struct ModuleConfig {
     pub(crate) loaded: Loaded,
     pub(crate) sink: Arc<Sink>,
+    pub(crate) calls: Arc<ConfigCalls>,
 }
 
 /// What Envoy keeps for us per route.
@@ -36,6 +40,7 @@ pub(crate) struct ConfigStream {
     pub(crate) envoy: EnvoyConfig,
     pub(crate) api: &'static Callbacks,
     pub(crate) sink: Arc<Sink>,
+    pub(crate) calls: Arc<ConfigCalls>,
 }
 
 impl ConfigHost for ConfigStream {
@@ -65,6 +70,10 @@ impl ConfigHost for ConfigStream {
 
     fn sink(&self) -> Arc<dyn MetricSink> {
         self.sink.clone()
+    }
+
+    fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
+        Some(self.calls.clone())
     }
 }
 

@@ -8,8 +8,9 @@ use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use attache_core::PendingCall;
 use attache_core::exchange::Exchange;
-use attache_core::host::{DataVerdict, Direction, Verdict};
+use attache_core::host::{CallFailure, DataVerdict, Direction, Verdict};
 use attache_core::registry::Registry;
 
 use crate::abi::{
@@ -17,6 +18,7 @@ use crate::abi::{
     EnvoyFilter, EnvoyHeader, LOCAL_REPLY_CONTINUE, ModulePtr, body_status, headers_status,
     log_level, trailers_status,
 };
+use crate::callout::{self, CALLS, ConfigCalls};
 use crate::config::{ConfigStream, ModuleConfig, RouteConfig, Sink};
 use crate::log;
 use crate::stream::Stream;
@@ -220,13 +222,21 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
         let name = String::from_utf8_lossy(name);
         // SAFETY: `envoy` is being made by Envoy, further down the stack.
         let sink = Arc::new(unsafe { Sink::new(envoy, &module.api) });
-        let host = Box::new(ConfigStream { envoy, api: &module.api, sink: sink.clone() });
+        // SAFETY: as above.
+        let calls = Arc::new(unsafe { ConfigCalls::new(envoy, &module.api) });
+        let host = Box::new(ConfigStream {
+            envoy,
+            api: &module.api,
+            sink: sink.clone(),
+            calls: calls.clone(),
+        });
         match module.registry.load(&name, config, host) {
             Ok(loaded) => {
-                Box::into_raw(Box::new(ModuleConfig { loaded, sink })).cast_const().cast()
+                Box::into_raw(Box::new(ModuleConfig { loaded, sink, calls })).cast_const().cast()
             }
             Err(reason) => {
                 sink.queue.close();
+                calls.close();
                 refuse(module, &reason)
             }
         }
@@ -246,15 +256,16 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: ModuleP
         // SAFETY: from `config_new`, and destroyed once.
         let config = unsafe { Box::from_raw(config.cast_mut().cast::<ModuleConfig>()) };
         config.sink.queue.close();
+        config.calls.close();
     });
 }
 
-/// The main thread runs what a [`Sink`] asked for.
+/// The main thread runs what a [`Sink`], or a call to a cluster, asked for.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
     _envoy: EnvoyConfig,
     config: ModulePtr,
-    _event: u64,
+    event: u64,
 ) {
     if config.is_null() {
         return;
@@ -262,7 +273,10 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
     shielded("config_scheduled", (), || {
         // SAFETY: from `config_new`, not yet destroyed; Envoy holds its config during this call,
         // which is on its main thread.
-        unsafe { (*config.cast::<ModuleConfig>()).sink.flush() }
+        unsafe {
+            let config = &*config.cast::<ModuleConfig>();
+            if event == CALLS { config.calls.flush() } else { config.sink.flush() }
+        }
     });
 }
 
@@ -466,9 +480,9 @@ extern "C" fn envoy_dynamic_module_on_http_filter_destroy(stream: ModulePtr) {
     });
 }
 
-// ---- mandatory hooks of what this host does not use --------------------------------------------
+// ---- calls to clusters ----------------------------------------------------------------------
 
-/// Envoy's HTTP callouts are not used.
+/// A whole-response callout is over. This host makes none: they cannot be cancelled.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
     _envoy: EnvoyFilter,
@@ -482,56 +496,191 @@ extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
 ) {
 }
 
-/// Envoy's streamed callouts are not used.
+/// The response headers of a call.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
     _envoy: EnvoyFilter,
-    _stream: ModulePtr,
-    _callout: u64,
-    _headers: *const EnvoyHeader,
-    _headers_len: usize,
-    _end: bool,
+    stream: ModulePtr,
+    call: u64,
+    headers: *const EnvoyHeader,
+    headers_len: usize,
+    end: bool,
 ) {
+    // SAFETY: a live stream of ours; Envoy's headers live during this hook.
+    unsafe {
+        with_stream("call_headers", stream, (), |exchange| {
+            exchange.call_headers(call, end, callout::fields(headers, headers_len));
+        })
+    }
 }
 
-/// As above.
+/// Part of the response body of a call.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
     _envoy: EnvoyFilter,
-    _stream: ModulePtr,
-    _callout: u64,
-    _chunks: *const EnvoyBuffer,
-    _chunks_len: usize,
-    _end: bool,
+    stream: ModulePtr,
+    call: u64,
+    chunks: *const EnvoyBuffer,
+    chunks_len: usize,
+    end: bool,
 ) {
+    // SAFETY: a live stream of ours; Envoy's buffers live during this hook.
+    unsafe {
+        with_stream("call_data", stream, (), |exchange| {
+            exchange.call_data(call, end, callout::slices(chunks, chunks_len));
+        })
+    }
 }
 
-/// As above.
+/// The response trailers of a call.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_trailers(
     _envoy: EnvoyFilter,
-    _stream: ModulePtr,
-    _callout: u64,
-    _trailers: *const EnvoyHeader,
-    _trailers_len: usize,
+    stream: ModulePtr,
+    call: u64,
+    trailers: *const EnvoyHeader,
+    trailers_len: usize,
 ) {
+    // SAFETY: a live stream of ours; Envoy's trailers live during this hook.
+    unsafe {
+        with_stream("call_trailers", stream, (), |exchange| {
+            exchange.call_trailers(call, callout::fields(trailers, trailers_len));
+        })
+    }
 }
 
-/// As above.
+/// A call has ended well.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
     _envoy: EnvoyFilter,
-    _stream: ModulePtr,
-    _callout: u64,
+    stream: ModulePtr,
+    call: u64,
 ) {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("call_complete", stream, (), |exchange| exchange.call_complete(call)) }
 }
 
-/// As above.
+/// A call was reset. Envoy's reason is always the same, so it is not looked at.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_reset(
     _envoy: EnvoyFilter,
-    _stream: ModulePtr,
-    _callout: u64,
+    stream: ModulePtr,
+    call: u64,
     _reason: u32,
 ) {
+    // SAFETY: a live stream of ours.
+    unsafe { with_stream("call_reset", stream, (), |exchange| exchange.call_failed(call, None)) }
+}
+
+/// Runs a hook of a config's call.
+///
+/// # Safety
+/// `config` must come from `config_new` and not be destroyed before this call, which must be on
+/// Envoy's main thread.
+unsafe fn with_call(
+    what: &str,
+    config: ModulePtr,
+    call: u64,
+    f: impl FnOnce(&mut PendingCall) -> bool,
+) {
+    if config.is_null() {
+        return;
+    }
+    shielded(what, (), || {
+        // SAFETY: the caller's promise.
+        unsafe { (*config.cast::<ModuleConfig>()).calls.report(call, f) }
+    });
+}
+
+/// As [`with_call`], for a hook after which there is none.
+///
+/// # Safety
+/// As [`with_call`].
+unsafe fn finish_call(what: &str, config: ModulePtr, call: u64, f: impl FnOnce(&mut PendingCall)) {
+    if config.is_null() {
+        return;
+    }
+    shielded(what, (), || {
+        // SAFETY: the caller's promise.
+        unsafe { (*config.cast::<ModuleConfig>()).calls.finished(call, f) }
+    });
+}
+
+/// The response headers of a config's call.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_http_stream_headers(
+    _envoy: EnvoyConfig,
+    config: ModulePtr,
+    call: u64,
+    headers: *const EnvoyHeader,
+    headers_len: usize,
+    end: bool,
+) {
+    // SAFETY: a live config of ours, on the main thread; Envoy's headers live during this hook.
+    unsafe {
+        with_call("config_call_headers", config, call, |pending| {
+            pending.headers(end, callout::fields(headers, headers_len))
+        })
+    }
+}
+
+/// Part of the response body of a config's call.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_http_stream_data(
+    _envoy: EnvoyConfig,
+    config: ModulePtr,
+    call: u64,
+    chunks: *const EnvoyBuffer,
+    chunks_len: usize,
+    end: bool,
+) {
+    // SAFETY: a live config of ours, on the main thread; Envoy's buffers live during this hook.
+    unsafe {
+        with_call("config_call_data", config, call, |pending| {
+            pending.data(end, callout::slices(chunks, chunks_len))
+        })
+    }
+}
+
+/// The response trailers of a config's call.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_http_stream_trailers(
+    _envoy: EnvoyConfig,
+    config: ModulePtr,
+    call: u64,
+    _trailers: *const EnvoyHeader,
+    _trailers_len: usize,
+) {
+    // SAFETY: a live config of ours, on the main thread.
+    unsafe {
+        with_call("config_call_trailers", config, call, |pending| {
+            pending.trailers();
+            true
+        })
+    }
+}
+
+/// A config's call has ended well.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_http_stream_complete(
+    _envoy: EnvoyConfig,
+    config: ModulePtr,
+    call: u64,
+) {
+    // SAFETY: a live config of ours, on the main thread.
+    unsafe { finish_call("config_call_complete", config, call, PendingCall::complete) }
+}
+
+/// A config's call was reset.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_http_stream_reset(
+    _envoy: EnvoyConfig,
+    config: ModulePtr,
+    call: u64,
+    _reason: u32,
+) {
+    // SAFETY: a live config of ours, on the main thread.
+    unsafe {
+        finish_call("config_call_reset", config, call, |pending| pending.failed(CallFailure::Reset))
+    }
 }

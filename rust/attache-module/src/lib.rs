@@ -8,6 +8,7 @@
 //! | declarations of the ABI | `abi.rs` |
 //! | what Envoy calls | `hooks.rs` |
 //! | a stream, as the engine sees it | `stream.rs` |
+//! | calls to clusters | `callout.rs` |
 //! | configs and metrics | `config.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
@@ -16,6 +17,7 @@
 //! no panic leaves a hook.
 
 mod abi;
+mod callout;
 mod config;
 mod hooks;
 mod log;

@@ -5,7 +5,9 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use attache_core::Views;
-use attache_core::host::{Area, Capabilities, Direction, Host, LocalReply, Map, Notify};
+use attache_core::host::{
+    Area, CallRefused, CallStart, Capabilities, Direction, Host, LocalReply, Map, Notify,
+};
 use attache_core::log::write_stream_id;
 
 use crate::abi::{
@@ -13,6 +15,7 @@ use crate::abi::{
     EnvoyHeader, METADATA_DYNAMIC, ModuleBuffer, ModuleHeader, RESET_LOCAL, Scheduler, body_type,
     header_type,
 };
+use crate::callout;
 use crate::config::RouteConfig;
 
 /// How many slices or headers fit on the stack.
@@ -66,7 +69,7 @@ fn end_kept_key(direction: Direction) -> &'static str {
     }
 }
 
-fn module_headers(list: &[(&[u8], &[u8])]) -> Vec<ModuleHeader> {
+pub(crate) fn module_headers(list: &[(&[u8], &[u8])]) -> Vec<ModuleHeader> {
     list.iter()
         .map(|(name, value)| ModuleHeader { name: (*name).into(), value: (*value).into() })
         .collect()
@@ -282,6 +285,30 @@ impl Host for Stream {
         self.views.none();
         // SAFETY: as in `resume`; Envoy copies the details.
         unsafe { (self.api.reset_stream)(self.envoy, RESET_LOCAL, details.into()) }
+    }
+
+    fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {
+        // SAFETY: the stream is valid (type invariant).
+        unsafe { callout::start(self.api, self.envoy, call) }
+    }
+
+    fn send_call_data(&self, call: u64, data: &[u8], end_stream: bool) -> bool {
+        // SAFETY: the stream is valid (type invariant); Envoy copies the bytes. It may run the
+        // call's own hooks, which the engine expects.
+        unsafe { (self.api.stream_send_data)(self.envoy, call, data.into(), end_stream) }
+    }
+
+    fn send_call_trailers(&self, call: u64, trailers: &[(&[u8], &[u8])]) -> bool {
+        let trailers = module_headers(trailers);
+        // SAFETY: as in `send_call_data`.
+        unsafe {
+            (self.api.stream_send_trailers)(self.envoy, call, trailers.as_ptr(), trailers.len())
+        }
+    }
+
+    fn reset_call(&self, call: u64) {
+        // SAFETY: as in `send_call_data`.
+        unsafe { (self.api.reset_http_stream)(self.envoy, call) }
     }
 
     fn notifier(&self) -> Box<dyn Notify> {
