@@ -140,7 +140,7 @@ impl TestExchange {
             });
             let mut moved = false;
             let runtime = self.host.0.runtime.enter();
-            while self.model.run_scheduled() {
+            while self.model.run_scheduled() || self.model.run_call() {
                 moved = true;
             }
             drop(runtime);

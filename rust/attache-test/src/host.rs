@@ -10,10 +10,11 @@ use attache_core::registry::{Loaded, Registry};
 use attache_core::{Filter, MetricKind};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::cluster::{ClusterAnswer, Clusters, TestCalls};
 use crate::exchange::{OneShot, TestExchange};
 use crate::message::TestRequest;
-use crate::metrics::Metrics;
-use crate::model::{Kind, Options};
+use crate::metrics::{Metrics, TestConfig};
+use crate::model::Options;
 
 /// The name that a filter gets from [`TestHost::new`].
 const NAME: &str = "test";
@@ -82,14 +83,17 @@ impl TestHost {
             .map_err(|error| format!("no runtime for the test: {error}"))?;
         let metrics = Metrics::default();
         let entered = runtime.enter();
-        let loaded = registry.load(name, config.as_bytes(), Box::new(metrics.clone()))?;
+        let clusters = Clusters::default();
+        let calls = Arc::new(TestCalls::new(clusters.clone()));
+        let host = Box::new(TestConfig { metrics: metrics.clone(), calls });
+        let loaded = registry.load(name, config.as_bytes(), host)?;
         drop(entered);
         Ok(TestHost(Rc::new(Shared {
             loaded,
             registry,
             name: name.to_owned(),
             metrics,
-            options: Options::default(),
+            options: Options { clusters, ..Options::default() },
             runtime: Rc::new(runtime),
         })))
     }
@@ -126,12 +130,6 @@ impl TestHost {
         Ok(self.with_options(|options| options.route_config = Some(route)))
     }
 
-    /// The same filter, in a host of this kind: [compiled in](Kind::CompiledIn), instead of stock
-    /// Envoy.
-    pub fn on(&self, kind: Kind) -> Self {
-        self.with_options(|options| options.kind = kind)
-    }
-
     /// The same filter, where Envoy buffers at most `bytes` before it pauses a sender.
     pub fn with_buffer_limit(&self, bytes: u64) -> Self {
         self.with_options(|options| options.buffer_limit = bytes)
@@ -141,8 +139,61 @@ impl TestHost {
     pub fn in_chain(&self, chain: Options) -> Self {
         self.with_options(|options| {
             let route_config = chain.route_config.clone().or(options.route_config.take());
-            *options = Options { route_config, ..chain };
+            let clusters = options.clusters.clone();
+            *options = Options { route_config, clusters, ..chain };
         })
+    }
+
+    /// Adds a cluster that the filter can call, or replaces what it answers: for all clones of this
+    /// host, and for the filter's background tasks, too. `answer` is asked once a whole request has
+    /// come. Other clusters are unknown.
+    ///
+    /// ```
+    /// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+    /// use attache_test::{ClusterAnswer, TestHost, TestRequest, TestResponse};
+    ///
+    /// struct Ask;
+    ///
+    /// impl Filter for Ask {
+    ///     type Config = ();
+    ///     type RouteConfig = ();
+    ///     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+    ///         Ok(Ask)
+    ///     }
+    ///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///         let answer = req.cluster("authz").get("/check").send().await?;
+    ///         if answer.status() != 200 {
+    ///             return Ok(Response::new(answer.status()));
+    ///         }
+    ///         next.run(req).await
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::new::<Ask>("");
+    /// let host = host.with_cluster("authz", |_| TestResponse::new(403));
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 403);
+    /// assert_eq!(host.calls("authz")[0].path(), "/check");
+    ///
+    /// let host = host.with_cluster("authz", |_| ClusterAnswer::never());
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 504);
+    /// ```
+    pub fn with_cluster<A: Into<ClusterAnswer>>(
+        &self,
+        name: &str,
+        answer: impl Fn(&TestRequest) -> A + Send + Sync + 'static,
+    ) -> Self {
+        self.0.options.clusters.set(name, move |request| answer(request).into());
+        self.clone()
+    }
+
+    /// The whole requests that a cluster has got, in order.
+    pub fn calls(&self, cluster: &str) -> Vec<TestRequest> {
+        self.0.options.clusters.calls(cluster)
+    }
+
+    /// How many calls to a cluster were cancelled before their end.
+    pub fn cancelled_calls(&self, cluster: &str) -> usize {
+        self.0.options.clusters.cancelled(cluster)
     }
 
     /// The filter as it was loaded, for a [`Model`](crate::model::Model) of one's own.

@@ -59,16 +59,19 @@
 //! | what | where |
 //! |---|---|
 //! | unit tests of filters | [`TestHost`], [`TestExchange`], [`TestRequest`], [`TestResponse`] |
+//! | clusters that filters call | [`TestHost::with_cluster`], [`ClusterAnswer`] |
 //! | the strict model of Envoy | [`model`] |
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod exchange;
 mod host;
 mod message;
 mod metrics;
 pub mod model;
 
+pub use cluster::{ClusterAnswer, Clusters};
 pub use exchange::{OneShot, TestExchange};
 pub use host::TestHost;
 pub use message::{TestRequest, TestResponse};

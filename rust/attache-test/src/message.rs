@@ -192,6 +192,12 @@ impl TestResponse {
         TestResponse(Message { headers, ..Message::default() })
     }
 
+    /// Of a [cluster's](crate::ClusterAnswer) answer: it breaks off after what there is of it.
+    pub fn cut_off(mut self) -> Self {
+        self.0.reset = true;
+        self
+    }
+
     /// The status; 0 if no headers have come, which only a reset explains.
     pub fn status(&self) -> u16 {
         self.header_text(":status").and_then(|status| status.parse().ok()).unwrap_or(0)

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use attache_core::{MetricId, MetricKind, MetricOp, MetricSink};
+use attache_core::{MetricId, MetricKind, MetricOp, MetricSink, SharedCalls};
+
+use crate::cluster::TestCalls;
 
 /// What a filter has defined and recorded. Shared by clones.
 #[derive(Clone, Debug, Default)]
@@ -39,14 +41,20 @@ impl Metrics {
     }
 }
 
-impl attache_core::ConfigHost for Metrics {
+/// What a filter is offered while it is made.
+pub(crate) struct TestConfig {
+    pub(crate) metrics: Metrics,
+    pub(crate) calls: Arc<TestCalls>,
+}
+
+impl attache_core::ConfigHost for TestConfig {
     fn define(
         &mut self,
         kind: MetricKind,
         name: &str,
         labels: &[&str],
     ) -> Result<MetricId, String> {
-        self.with(|store| {
+        self.metrics.with(|store| {
             if store.defined.iter().any(|(_, n, _)| n == name) {
                 return Err("it is already defined".to_owned());
             }
@@ -56,7 +64,11 @@ impl attache_core::ConfigHost for Metrics {
     }
 
     fn sink(&self) -> Arc<dyn MetricSink> {
-        Arc::new(self.clone())
+        Arc::new(self.metrics.clone())
+    }
+
+    fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
+        Some(self.calls.clone())
     }
 }
 

@@ -6,10 +6,10 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use attache_core::host::{Area, Direction, Host, LocalReply, Map};
+use attache_core::host::{Area, CallRefused, CallStart, Direction, Host, LocalReply, Map};
 use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
-use attache_test::TestHost;
 use attache_test::model::{Fields, Model, ModelHost, Neighbour, Options};
+use attache_test::{ClusterAnswer, Clusters, TestHost};
 
 use Direction::{Request as Req, Response as Resp};
 
@@ -427,4 +427,59 @@ fn a_header_only_request_gets_a_body() {
     host.resume(Req);
     assert_eq!(model.upstream().body(), "new");
     assert!(model.upstream().ended);
+}
+
+// ---- calls to clusters ----------------------------------------------------------------------
+
+fn call<'a>(headers: &'a [(&'a [u8], &'a [u8])], end_stream: bool) -> CallStart<'a> {
+    CallStart { cluster: "c", headers, body: b"", end_stream, timeout: None }
+}
+
+const TO_C: [(&[u8], &[u8]); 3] = [(b":method", b"POST"), (b":path", b"/"), (b":authority", b"c")];
+
+fn with_cluster() -> Stream {
+    let clusters = Clusters::default();
+    clusters.set("c", |_| ClusterAnswer::never());
+    stream("/", Options { clusters, ..Options::default() })
+}
+
+#[test]
+fn a_call_of_a_stream_that_has_ended() {
+    let stream = with_cluster();
+    stream.model.client_reset();
+    let message = violation(&stream, |h| _ = h.start_call(&call(&TO_C, true)));
+    says(&message, "start_call after destroy");
+}
+
+#[test]
+fn more_of_a_call_s_request_after_its_end() {
+    let stream = with_cluster();
+    let id = stream.host.start_call(&call(&TO_C, true)).unwrap();
+    says(&violation(&stream, |h| _ = h.send_call_data(id, b"x", true)), "after its end");
+
+    let stream = with_cluster();
+    let id = stream.host.start_call(&call(&TO_C, false)).unwrap();
+    assert!(stream.host.send_call_trailers(id, &[]));
+    says(&violation(&stream, |h| _ = h.send_call_trailers(id, &[])), "after its end");
+}
+
+#[test]
+fn a_call_that_is_over_takes_no_more_and_can_be_reset_again() {
+    let stream = with_cluster();
+    let id = stream.host.start_call(&call(&TO_C, false)).unwrap();
+    assert_eq!(stream.model.open_calls(), 1);
+    stream.host.reset_call(id);
+    stream.host.reset_call(id);
+    assert!(!stream.host.send_call_data(id, b"x", false));
+    assert_eq!(stream.model.open_calls(), 0);
+    assert!(stream.model.violations().is_empty());
+}
+
+#[test]
+fn a_call_that_lacks_a_header_or_a_cluster_is_refused() {
+    let stream = with_cluster();
+    let refused = stream.host.start_call(&call(&TO_C[..2], true));
+    assert_eq!(refused, Err(CallRefused::InvalidRequest));
+    let unknown = CallStart { cluster: "d", ..call(&TO_C, true) };
+    assert_eq!(stream.host.start_call(&unknown), Err(CallRefused::UnknownCluster));
 }

@@ -13,25 +13,13 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::buffer::{Buffer, Place};
-use super::compiled_in::Own;
+use super::callout::Calls;
 use super::{Fields, ModelHost, ModelViolation};
-
-/// Which kind of host the filter runs in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// Stock Envoy, through its C ABI: what every host can do.
-    #[default]
-    Stock,
-    /// An Envoy that the filter is compiled into: it emits at any time, from a private buffer for
-    /// each direction, and can add trailers.
-    CompiledIn,
-}
+use crate::cluster::Clusters;
 
 /// What the chain around the filter looks like, and how the stream behaves.
 #[derive(Clone)]
 pub struct Options {
-    /// The host of the filter under test.
-    pub kind: Kind,
     /// A filter nearer to the client.
     pub before: Option<Neighbour>,
     /// A filter nearer to the upstream.
@@ -45,18 +33,20 @@ pub struct Options {
     pub late_end: bool,
     /// The per-route config of the filter under test.
     pub route_config: Option<Arc<dyn Any + Send + Sync>>,
+    /// The clusters that the filter under test can call.
+    pub clusters: Clusters,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
-            kind: Kind::Stock,
             before: None,
             after: None,
             buffer_limit: 1 << 20,
             upstream: Upstream::Waits,
             late_end: false,
             route_config: None,
+            clusters: Clusters::default(),
         }
     }
 }
@@ -64,7 +54,6 @@ impl Default for Options {
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
-            .field("kind", &self.kind)
             .field("before", &self.before)
             .field("after", &self.after)
             .field("buffer_limit", &self.buffer_limit)
@@ -138,7 +127,7 @@ enum Filter {
     Router,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Headers,
     Data,
@@ -146,7 +135,7 @@ pub(crate) enum Part {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DataStatus {
+enum DataStatus {
     Continue,
     StopAndBuffer,
     StopAndWatermark,
@@ -159,7 +148,7 @@ pub(crate) struct Leg {
     pub(crate) stopped: Cell<bool>,
     pub(crate) headers_continued: Cell<bool>,
     /// The filter has seen the end of the message.
-    pub(crate) ended: Cell<bool>,
+    ended: Cell<bool>,
     /// A neighbour that was told to hold.
     holding: Cell<bool>,
 }
@@ -177,8 +166,8 @@ pub(crate) struct Way {
     /// Which hooks run, of any filter.
     running: Cell<u8>,
     /// Nothing of this direction travels any more.
-    pub(crate) aborted: Cell<bool>,
-    pub(crate) observed_end: Cell<bool>,
+    aborted: Cell<bool>,
+    observed_end: Cell<bool>,
     /// How a full buffer is dealt with: pause the sender, or give up.
     streaming: Cell<bool>,
     /// How many buffers want the sender paused.
@@ -187,8 +176,6 @@ pub(crate) struct Way {
     pub(crate) in_continue: Cell<bool>,
     /// What the running hook has appended to the frame, and to the buffer.
     pub(crate) appended: Cell<(bool, bool)>,
-    /// What only a compiled-in host has.
-    pub(crate) own: Own,
 }
 
 pub(crate) struct Stream {
@@ -228,9 +215,10 @@ pub(crate) struct Stream {
     pub(crate) woken: Arc<Notify>,
     violations: RefCell<Vec<ModelViolation>>,
     pub(crate) host_dropped: Rc<Cell<bool>>,
-    next_hop_above: [Cell<u32>; 2],
+    downstream_above: Cell<u32>,
     pub(crate) in_watermark: Cell<bool>,
     details: RefCell<Vec<String>>,
+    pub(crate) calls: Calls,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -331,13 +319,13 @@ impl Stream {
         running.set(running.get() & !(1 << part as u8));
     }
 
-    fn exchange(&self) -> Option<Exchange> {
+    pub(crate) fn exchange(&self) -> Option<Exchange> {
         self.exchange.borrow().clone()
     }
 
     // ---- the chain --------------------------------------------------------------------------
 
-    pub(crate) fn headers(self: &Rc<Self>, direction: Direction, from: Option<Place>, end: bool) {
+    fn headers(self: &Rc<Self>, direction: Direction, from: Option<Place>, end: bool) {
         let request = direction == Direction::Request;
         let way = self.way(direction);
         if self.destroyed.get() || (request && way.aborted.get()) {
@@ -396,7 +384,7 @@ impl Stream {
         }
     }
 
-    pub(crate) fn data(
+    fn data(
         self: &Rc<Self>,
         direction: Direction,
         from: Option<Place>,
@@ -412,8 +400,6 @@ impl Stream {
             self.response_has_ended();
         }
         let places = self.after(direction, from);
-        let had_trailers = way.trailers.borrow().is_some();
-        let mut trailers_added_by = None;
         for &place in &places {
             let leg = self.leg(direction, place);
             if leg.ended.get() {
@@ -441,22 +427,13 @@ impl Stream {
                 }
                 status = DataStatus::StopNoBuffer;
             }
-            if !had_trailers && way.trailers.borrow().is_some() {
-                trailers_added_by.get_or_insert(place);
-            }
             let last = request && Some(&place) == places.last();
             if !self.after_data(direction, place, data, status) && !last {
-                if request && trailers_added_by.is_some() {
-                    self.violation("trailers were added to a request that stops: they go at once");
-                }
                 return;
             }
         }
         if !request {
             self.encode_data(data, end && way.trailers.borrow().is_none());
-        }
-        if trailers_added_by.is_some() {
-            self.trailers(direction, trailers_added_by);
         }
     }
 
@@ -630,11 +607,11 @@ impl Stream {
                 if holding || collect { Verdict::Stop } else { Verdict::Continue }
             }
             Filter::UnderTest => {
-                if self.passes_us_by(direction) {
+                if direction == Direction::Response && self.replied.get() {
                     return Verdict::Continue;
                 }
                 let Some(exchange) = self.exchange() else { return Verdict::Continue };
-                self.our_hook(direction, Part::Headers, end);
+                self.our_hook(direction, Part::Headers);
                 let verdict = exchange.headers(direction, end);
                 self.our_hook_is_over(
                     direction,
@@ -673,17 +650,14 @@ impl Stream {
                 }
             }
             Filter::UnderTest => {
-                if self.passes_us_by(direction) {
+                if direction == Direction::Response && self.replied.get() {
                     return DataStatus::Continue;
                 }
                 let Some(exchange) = self.exchange() else { return DataStatus::Continue };
                 let way = self.way(direction);
                 *way.frame.borrow_mut() = Some(data.clone());
-                self.our_hook(direction, Part::Data, end);
+                self.our_hook(direction, Part::Data);
                 let verdict = exchange.data(direction, end);
-                if self.is_compiled_in() {
-                    return self.own_data_verdict(direction, data, end, verdict);
-                }
                 *way.frame.borrow_mut() = None;
                 let was_stopped = self.our_leg(direction).stopped.get();
                 let goes_on = verdict == DataVerdict::Continue;
@@ -712,11 +686,11 @@ impl Stream {
                 if holding { Verdict::Stop } else { Verdict::Continue }
             }
             Filter::UnderTest => {
-                if self.passes_us_by(direction) {
+                if direction == Direction::Response && self.replied.get() {
                     return Verdict::Continue;
                 }
                 let Some(exchange) = self.exchange() else { return Verdict::Continue };
-                self.our_hook(direction, Part::Trailers, true);
+                self.our_hook(direction, Part::Trailers);
                 let verdict = exchange.trailers(direction);
                 let goes_on = verdict == Verdict::Continue;
                 let was_stopped = self.our_leg(direction).stopped.get();
@@ -728,20 +702,14 @@ impl Stream {
         }
     }
 
-    /// In stock Envoy, the filter's hooks are not called for a reply of its own.
-    fn passes_us_by(&self, direction: Direction) -> bool {
-        !self.is_compiled_in() && direction == Direction::Response && self.replied.get()
-    }
-
-    fn our_hook(&self, direction: Direction, part: Part, end: bool) {
+    fn our_hook(&self, direction: Direction, part: Part) {
         let way = self.way(direction);
         way.hook.set(Some(part));
         way.appended.set((false, false));
-        way.own.hook(part, end);
     }
 
     /// `unsent` says whether what the hook has appended (to the frame, to the buffer) stays behind.
-    pub(crate) fn our_hook_is_over(
+    fn our_hook_is_over(
         &self,
         direction: Direction,
         goes_on: bool,
@@ -754,7 +722,6 @@ impl Stream {
             return;
         }
         way.in_continue.set(goes_on);
-        self.check_own_answer(direction, goes_on);
         let (frame, buffer) = way.appended.get();
         if unsent(frame, buffer) {
             self.violation(format!(
@@ -873,7 +840,6 @@ impl Stream {
         if limit != 0 && len > limit && !buffer.above.get() {
             buffer.above.set(true);
             if self.way(direction).streaming.get() {
-                buffer.paused.set(true);
                 self.pause(direction, true);
             } else {
                 let (status, text) = match direction {
@@ -884,37 +850,29 @@ impl Stream {
             }
         } else if buffer.above.get() && len <= limit / 2 {
             buffer.above.set(false);
-            if buffer.paused.replace(false) {
+            if self.way(direction).paused.get() > 0 {
                 self.pause(direction, false);
             }
         }
     }
 
-    pub(crate) fn count_pause(&self, direction: Direction, above: bool) {
+    fn pause(self: &Rc<Self>, direction: Direction, above: bool) {
         let paused = &self.way(direction).paused;
         paused.set(if above { paused.get() + 1 } else { paused.get() - 1 });
-    }
-
-    fn pause(self: &Rc<Self>, direction: Direction, above: bool) {
-        self.count_pause(direction, above);
-        // A full response buffer counts as a full downstream, for all who asked to be told; a full
-        // request buffer as a full upstream, which stock Envoy tells nobody.
-        if direction == Direction::Response || self.is_compiled_in() {
-            self.tell_watermark(direction, above);
+        // A full response buffer counts as a full downstream, for all who asked to be told.
+        if direction == Direction::Response {
+            self.tell_downstream_watermark(above);
         }
     }
 
-    fn tell_watermark(&self, direction: Direction, above: bool) {
-        let count = &self.next_hop_above[index(direction)];
+    fn tell_downstream_watermark(&self, above: bool) {
+        let count = &self.downstream_above;
         count.set(if above { count.get() + 1 } else { count.get() - 1 });
         if let Some(exchange) = self.exchange()
             && !self.completed.get()
         {
             let outer = self.in_watermark.replace(true);
-            match direction {
-                Direction::Request => exchange.upstream_watermark(above),
-                Direction::Response => exchange.downstream_watermark(above),
-            }
+            exchange.downstream_watermark(above);
             self.in_watermark.set(outer);
         }
     }
@@ -931,10 +889,7 @@ impl Stream {
 
     pub(crate) fn set_buffer_limit(self: &Rc<Self>, bytes: u64) {
         self.buffer_limit.set(bytes);
-        for direction in BOTH {
-            self.check_watermark(direction);
-            self.check_own_watermark(direction);
-        }
+        BOTH.into_iter().for_each(|direction| self.check_watermark(direction));
     }
 
     // ---- local replies and the end ----------------------------------------------------------
@@ -1108,6 +1063,7 @@ impl Stream {
             self.destroyed.set(true);
             exchange.destroy();
         }
+        self.drop_calls();
         self.destroyed.set(true);
         let exchange = self.exchange.borrow_mut().take();
         drop(exchange);
@@ -1177,9 +1133,10 @@ impl Model {
             woken: Arc::default(),
             violations: RefCell::default(),
             host_dropped: Rc::new(Cell::new(true)),
-            next_hop_above: Default::default(),
+            downstream_above: Cell::new(0),
             in_watermark: Cell::new(false),
             details: RefCell::default(),
+            calls: Calls::default(),
         }))
     }
 
@@ -1250,15 +1207,7 @@ impl Model {
     /// The client's connection is full, or takes more again. Calls are balanced by the test.
     pub fn client_watermark(&self, above: bool) {
         if !self.over() {
-            self.0.tell_watermark(Direction::Response, above);
-        }
-    }
-
-    /// The upstream's connection is full, or takes more again: Envoy pauses the client, and tells a
-    /// compiled-in filter. Calls are balanced by the test.
-    pub fn upstream_watermark(&self, above: bool) {
-        if !self.over() {
-            self.0.pause(Direction::Request, above);
+            self.0.tell_downstream_watermark(above);
         }
     }
 
@@ -1339,27 +1288,22 @@ impl Model {
     ///
     /// Not while an earlier filter holds a message whose headers it has let go: Envoy would send that
     /// filter's bytes, or the message's end, together with the neighbour's. No filter can help that,
-    /// so the model does not go there, and returns false. (What a compiled-in filter holds is not in
-    /// Envoy's buffer: there it is only about trailers, and an end that Envoy has on record.)
-    pub fn release(&self, before: bool, direction: Direction) -> bool {
-        let Some(place) = self.neighbour(before) else { return true };
+    /// so the model does not go there.
+    pub fn release(&self, before: bool, direction: Direction) {
+        let Some(place) = self.neighbour(before) else { return };
         let leg = self.0.leg(direction, place);
         let legs = self.0.ways_on(direction).into_iter().take_while(|p| *p != place);
-        let way = self.0.way(direction);
-        let end_is_known = way.observed_end.get() || way.trailers.borrow().is_some();
         let holds_midway = |p: Place| {
             let leg = self.0.leg(direction, p);
-            let in_envoy = p != self.0.ours || !self.0.is_compiled_in();
-            leg.stopped.get() && leg.headers_continued.get() && (in_envoy || end_is_known)
+            leg.stopped.get() && leg.headers_continued.get()
         };
         if legs.into_iter().any(holds_midway) {
-            return !leg.holding.get();
+            return;
         }
         let was_holding = leg.holding.replace(false);
         if was_holding && leg.stopped.get() && !self.over() {
             self.0.continue_from(direction, place);
         }
-        true
     }
 
     fn neighbour(&self, before: bool) -> Option<Place> {
@@ -1375,11 +1319,27 @@ impl Model {
         posts.get() > 0
     }
 
-    /// Waits until a wake is posted.
+    /// Waits until a wake is posted, or an event of a call is due.
     pub async fn woken(&self) {
         while !self.has_scheduled() {
-            self.0.woken.notified().await;
+            let Some(due) = self.0.next_call_event() else {
+                self.0.woken.notified().await;
+                continue;
+            };
+            if tokio::time::timeout_at(due, self.0.woken.notified()).await.is_err() {
+                return;
+            }
         }
+    }
+
+    /// Delivers one event of a call to a cluster, if one is due.
+    pub fn run_call(&self) -> bool {
+        self.0.run_call()
+    }
+
+    /// How many calls to clusters are under way.
+    pub fn open_calls(&self) -> usize {
+        self.0.open_calls()
     }
 
     /// Delivers one wake, if one was posted.
@@ -1406,10 +1366,9 @@ impl Model {
         self.0.way(direction).paused.get() > 0
     }
 
-    /// How many bytes Envoy holds of a direction, the private buffer of a compiled-in host included.
+    /// How many bytes Envoy holds of a direction.
     pub fn buffered(&self, direction: Direction) -> usize {
-        let way = self.0.way(direction);
-        way.own.buffer.len() + way.buffer.borrow().as_ref().map_or(0, |b| b.len())
+        self.0.way(direction).buffer.borrow().as_ref().map_or(0, |b| b.len())
     }
 
     /// Whether the last byte, or a reset, has gone to the client.
