@@ -1,8 +1,10 @@
 //! Filters for tests in a real Envoy. This one does what a filter must not do; see
-//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `test/e2e/tests/host.rs`.
+//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `test/e2e/tests/host.rs`
+//! and `test/e2e/tests/callout.rs`.
 
 #![forbid(unsafe_code)]
 
+mod caller;
 mod crowd;
 mod fault;
 mod keeper;
@@ -234,6 +236,7 @@ async fn use_stale_request() -> Result<Response> {
 
 attache::filters! {
     "misbehave" => Misbehave,
+    "caller" => caller::Caller,
     "crowd" => crowd::Crowd,
     "fault" => fault::Fault,
     "keeper" => keeper::Keeper,
