@@ -1,0 +1,99 @@
+// A filter's config in Envoy: the Rust filter that was loaded from it, and its metrics. And what a
+// route says about that filter.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "envoy/router/router.h"
+#include "envoy/server/factory_context.h"
+#include "envoy/stats/scope.h"
+#include "envoy/stats/stats.h"
+
+#include "source/common/stats/symbol_table.h"
+#include "source/common/stats/utility.h"
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/optional.h"
+#include "cc/bridge/bridge.h"
+#include "cc/filter/worker_link.h"
+
+namespace Envoy {
+namespace Attache {
+
+class FilterConfig;
+using FilterConfigSharedPtr = std::shared_ptr<FilterConfig>;
+
+// Owned by the filter factory and by every stream, so the last one may drop it on any thread.
+class FilterConfig : public ::attache::bridge::ConfigHost,
+                     public std::enable_shared_from_this<FilterConfig> {
+public:
+  // Loads the filter. The error is a text for the user, made by Rust.
+  static absl::StatusOr<FilterConfigSharedPtr>
+  load(absl::string_view name, absl::string_view config, bool fail_open, Stats::Scope& scope,
+       Server::Configuration::ServerFactoryContext& context);
+
+  const ::attache::bridge::FilterConfig& loaded() const { return **loaded_; }
+  // The link of the calling worker.
+  WorkerLinkSharedPtr currentWorker() const { return workers_->current(); }
+
+  // A wake-up that was posted to the main thread.
+  void onScheduled() { loaded().onScheduled(); }
+
+  // attache::bridge::ConfigHost
+  bool defineMetric(::attache::bridge::MetricKind kind, rust::Str name,
+                    rust::Slice<const rust::Str> labels, std::size_t& id,
+                    rust::String& error) noexcept override;
+  void updateMetric(::attache::bridge::MetricKind kind, std::size_t id,
+                    ::attache::bridge::MetricOp op, std::uint64_t value,
+                    rust::Slice<const rust::Str> labels) const noexcept override;
+  std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
+
+private:
+  // A metric as it was defined. One without labels is looked up once, one with labels for each
+  // update: its values make it another metric of Envoy's.
+  template <class Stat> struct Metric {
+    Stats::StatName name_;
+    Stats::StatNameVec labels_;
+    Stat* plain_{};
+  };
+
+  FilterConfig(Stats::Scope& scope, Server::Configuration::ServerFactoryContext& context);
+
+  template <class Stat, class Lookup>
+  std::size_t define(std::vector<Metric<Stat>>& metrics, rust::Str name,
+                     rust::Slice<const rust::Str> labels, Lookup lookup);
+  template <class Stat, class Lookup, class Update>
+  void update(const std::vector<Metric<Stat>>& metrics, std::size_t id,
+              rust::Slice<const rust::Str> values, Lookup lookup, Update update) const;
+
+  const std::shared_ptr<WorkerLinks> workers_;
+  const Stats::ScopeSharedPtr scope_;
+  Stats::StatNamePool names_;
+  std::vector<Metric<Stats::Counter>> counters_;
+  std::vector<Metric<Stats::Gauge>> gauges_;
+  std::vector<Metric<Stats::Histogram>> histograms_;
+  // Last: it uses all of the above until it is gone.
+  absl::optional<rust::Box<::attache::bridge::FilterConfig>> loaded_;
+};
+
+// What a route, a virtual host or a weighted cluster says about a filter.
+class RouteConfig : public Router::RouteSpecificFilterConfig {
+public:
+  // The filter does nothing there.
+  RouteConfig() = default;
+  explicit RouteConfig(rust::Box<::attache::bridge::RouteConfig> config)
+      : config_(std::move(config)) {}
+
+  bool disabled() const { return !config_.has_value(); }
+  const ::attache::bridge::RouteConfig& config() const { return **config_; }
+
+private:
+  absl::optional<rust::Box<::attache::bridge::RouteConfig>> config_;
+};
+
+} // namespace Attache
+} // namespace Envoy
