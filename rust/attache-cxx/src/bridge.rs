@@ -22,6 +22,7 @@ use crate::config::{
 use crate::stream::{Stream, new_stream};
 
 #[cxx::bridge(namespace = "attache::bridge")]
+#[allow(unreachable_pub, missing_docs, reason = "what cxx makes of this is pub, whatever it says")]
 pub(crate) mod ffi {
     /// The direction in which a message travels.
     #[derive(Debug)]
@@ -320,10 +321,13 @@ pub(crate) mod ffi {
         /// Somebody (Envoy, another filter, this one) sends a local reply.
         #[cxx_name = "onLocalReply"]
         fn on_local_reply(self: &Stream);
-        /// The client's connection takes no more for now (`above`), or takes more again.
+        /// The next hop of the response is full (`above`), or one of the reasons for that is gone.
+        /// Balanced; without what this host's own buffer has caused, and without what filters of
+        /// this host that are nearer to the upstream have caused.
         #[cxx_name = "onDownstreamWatermark"]
         fn on_downstream_watermark(self: &Stream, above: bool);
-        /// The upstream takes no more for now (`above`), or takes more again.
+        /// The same for the next hop of the request; without what filters of this host that are
+        /// nearer to the client have caused.
         #[cxx_name = "onUpstreamWatermark"]
         fn on_upstream_watermark(self: &Stream, above: bool);
         /// The stream has ended; its host can still be called.

@@ -1,0 +1,436 @@
+//! One stream of the compiled-in Envoy: what C++ calls, and the engine's [`Host`].
+
+use std::any::Any;
+use std::fmt;
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use attache_core::Views;
+use attache_core::exchange::Exchange;
+use attache_core::host::{self, Capabilities, Host, LocalReply, Map, Notify};
+use attache_core::log::write_stream_id;
+use bytes::Bytes;
+
+use crate::bridge::ffi::{self, Area, DataVerdict, Direction, HeaderView, StreamHost, Verdict};
+use crate::config::{FilterConfig, Notifier, shielded};
+
+/// How many headers fit on the stack.
+const HEADERS: usize = 32;
+/// How many slices of a body do.
+const SLICES: usize = 16;
+
+/// A stream, for C++ to keep.
+pub(crate) struct Stream {
+    /// Not there if the runtime failed to make it: all is held then.
+    exchange: Option<Exchange>,
+    /// C++ keeps it for longer than the stream.
+    config: NonNull<FilterConfig>,
+}
+
+/// # Safety
+/// `config` and `host` must stay valid for as long as the stream, which must not leave the thread.
+pub(crate) unsafe fn new_stream(config: &FilterConfig, host: *mut StreamHost) -> Box<Stream> {
+    let begin = || {
+        let host = NonNull::new(host).expect("a stream has a host");
+        Exchange::new(config.loaded(), CxxHost { host, views: Views::default() })
+    };
+    Box::new(Stream { exchange: shielded("new_stream", begin).ok(), config: config.into() })
+}
+
+impl Stream {
+    /// Runs an event.
+    fn event<R>(&self, what: &str, safe: R, f: impl FnOnce(&Exchange) -> R) -> R {
+        let Some(exchange) = &self.exchange else { return safe };
+        // SAFETY: the config outlives the stream (`new_stream`).
+        let config = unsafe { self.config.as_ref() };
+        let run = || {
+            let _serving = config.queue().serve();
+            f(exchange)
+        };
+        shielded(what, run).unwrap_or_else(|_| {
+            let _ = shielded("abort", || exchange.abort());
+            safe
+        })
+    }
+
+    pub(crate) fn on_headers(&self, direction: Direction, end_stream: bool) -> Verdict {
+        self.event("headers", Verdict::Stop, |exchange| {
+            exchange.headers(direction.into(), end_stream).into()
+        })
+    }
+
+    pub(crate) fn on_data(&self, direction: Direction, end_stream: bool) -> DataVerdict {
+        self.event("data", DataVerdict::StopNoBuffer, |exchange| {
+            exchange.data(direction.into(), end_stream).into()
+        })
+    }
+
+    pub(crate) fn on_trailers(&self, direction: Direction) -> Verdict {
+        self.event("trailers", Verdict::Stop, |exchange| exchange.trailers(direction.into()).into())
+    }
+
+    pub(crate) fn on_scheduled(&self) {
+        self.event("scheduled", (), Exchange::scheduled);
+    }
+
+    pub(crate) fn on_local_reply(&self) {
+        self.event("local_reply", (), Exchange::local_reply);
+    }
+
+    pub(crate) fn on_downstream_watermark(&self, above: bool) {
+        self.event("watermark", (), |exchange| exchange.downstream_watermark(above));
+    }
+
+    pub(crate) fn on_upstream_watermark(&self, above: bool) {
+        self.event("watermark", (), |exchange| exchange.upstream_watermark(above));
+    }
+
+    pub(crate) fn on_complete(&self) {
+        self.event("complete", (), Exchange::complete);
+    }
+
+    pub(crate) fn on_destroy(&self) {
+        self.event("destroy", (), Exchange::destroy);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Where C++ has done it, it does nothing more.
+        self.on_destroy();
+    }
+}
+
+/// A stream of Envoy, as the engine sees it.
+///
+/// # Invariant
+/// `host` is valid until the stream has been destroyed: `new_stream` says so, and the engine calls a
+/// host only until `Exchange::destroy`, which `Stream` calls before it goes. Being `!Send`, it does so
+/// only on the worker thread. Every `SAFETY` below leans on this.
+struct CxxHost {
+    host: NonNull<StreamHost>,
+    /// Callbacks that look at Envoy's memory are running: nothing may change it.
+    views: Views,
+}
+
+impl CxxHost {
+    fn host(&self) -> &StreamHost {
+        // SAFETY: the type's invariant.
+        unsafe { self.host.as_ref() }
+    }
+
+    /// For what may change what a callback sees.
+    #[expect(clippy::mut_from_ref, reason = "what it refers to is not part of `self`")]
+    fn host_mut(&self) -> Pin<&mut StreamHost> {
+        self.views.none();
+        // SAFETY: the type's invariant. Such a reference may exist twice, when what it is used for
+        // runs another event: it claims no memory, since to Rust a C++ class has no size.
+        unsafe { Pin::new_unchecked(&mut *self.host.as_ptr()) }
+    }
+}
+
+impl ffi::Bytes {
+    const EMPTY: ffi::Bytes = ffi::Bytes { data: std::ptr::null(), size: 0 };
+
+    fn of(bytes: &[u8]) -> Self {
+        ffi::Bytes { data: bytes.as_ptr(), size: bytes.len() }
+    }
+
+    /// # Safety
+    /// The bytes must stay where they are for as long as `'a` says.
+    unsafe fn as_slice<'a>(self) -> &'a [u8] {
+        if self.data.is_null() || self.size == 0 {
+            return &[];
+        }
+        // SAFETY: C++ gives `size` initialised bytes at `data`; the caller answers for `'a`.
+        unsafe { std::slice::from_raw_parts(self.data, self.size) }
+    }
+}
+
+impl HeaderView {
+    const EMPTY: HeaderView = HeaderView { name: ffi::Bytes::EMPTY, value: ffi::Bytes::EMPTY };
+}
+
+fn header_views(list: &[(&[u8], &[u8])]) -> Vec<HeaderView> {
+    list.iter()
+        .map(|(name, value)| HeaderView {
+            name: ffi::Bytes::of(name),
+            value: ffi::Bytes::of(value),
+        })
+        .collect()
+}
+
+/// Has C++ fill a list, on the stack if it is short, and returns what it has filled.
+fn filled<'a, T: Copy>(
+    inline: &'a mut [T],
+    spilled: &'a mut Vec<T>,
+    empty: T,
+    mut fill: impl FnMut(&mut [T]) -> usize,
+) -> &'a [T] {
+    let count = fill(inline);
+    if count <= inline.len() {
+        return &inline[..count];
+    }
+    spilled.resize(count, empty);
+    let again = fill(spilled);
+    &spilled[..again.min(count)]
+}
+
+impl Host for CxxHost {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::COMPILED_IN
+    }
+
+    fn header(&self, map: Map, name: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize {
+        let mut value = ffi::Bytes::EMPTY;
+        let count = self.host().header(map.into(), name, index, &mut value);
+        if index < count {
+            let _view = self.views.look();
+            // SAFETY: the value stays until a non-const method is called, and while the view lives
+            // `host_mut` panics first.
+            f(unsafe { value.as_slice() });
+        }
+        count
+    }
+
+    fn headers(&self, map: Map, f: &mut dyn FnMut(&[u8], &[u8])) -> bool {
+        let (mut inline, mut spilled) = ([HeaderView::EMPTY; HEADERS], Vec::new());
+        let mut exists = false;
+        let list = filled(&mut inline, &mut spilled, HeaderView::EMPTY, |out| {
+            let mut count = 0;
+            exists = self.host().headers(map.into(), out, &mut count);
+            count
+        });
+        if exists {
+            let _view = self.views.look();
+            for header in list {
+                // SAFETY: as in `header`.
+                f(unsafe { header.name.as_slice() }, unsafe { header.value.as_slice() });
+            }
+        }
+        exists
+    }
+
+    fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
+        self.host_mut().set_header(map.into(), name, value)
+    }
+
+    fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
+        self.host_mut().append_header(map.into(), name, value)
+    }
+
+    fn remove_header(&self, map: Map, name: &str) -> bool {
+        self.host_mut().remove_header(map.into(), name)
+    }
+
+    fn body_len(&self, direction: host::Direction, area: host::Area) -> usize {
+        self.host().body_length(direction.into(), area.into())
+    }
+
+    fn frame_is_buffer(&self, _: host::Direction) -> bool {
+        false
+    }
+
+    fn body(&self, direction: host::Direction, area: host::Area, f: &mut dyn FnMut(&[u8])) {
+        let (mut inline, mut spilled) = ([ffi::Bytes::EMPTY; SLICES], Vec::new());
+        let slices = filled(&mut inline, &mut spilled, ffi::Bytes::EMPTY, |out| {
+            self.host().body_slices(direction.into(), area.into(), out)
+        });
+        let _view = self.views.look();
+        for slice in slices {
+            // SAFETY: as in `header`.
+            f(unsafe { slice.as_slice() });
+        }
+    }
+
+    fn drain(&self, direction: host::Direction, area: host::Area, bytes: usize) {
+        self.host_mut().drain_body(direction.into(), area.into(), bytes);
+    }
+
+    fn append(&self, direction: host::Direction, area: host::Area, data: &[u8]) {
+        self.host_mut().append_body(direction.into(), area.into(), data);
+    }
+
+    fn buffer_limit(&self) -> u64 {
+        self.host().buffer_limit()
+    }
+
+    fn set_buffer_limit(&self, bytes: u64) {
+        self.host_mut().set_buffer_limit(bytes);
+    }
+
+    fn keep_end(&self, direction: host::Direction, kept: bool) {
+        self.host_mut().keep_end(direction.into(), kept);
+    }
+
+    fn end_is_kept(&self, direction: host::Direction) -> bool {
+        self.host().end_is_kept(direction.into())
+    }
+
+    fn resume(&self, direction: host::Direction) {
+        self.host_mut().resume(direction.into());
+    }
+
+    fn inject(
+        &self,
+        direction: host::Direction,
+        data: &mut dyn Iterator<Item = Bytes>,
+        end_stream: bool,
+    ) {
+        let first = data.next().unwrap_or_default();
+        let rest: Vec<Bytes> = data.collect();
+        if rest.is_empty() {
+            let piece = [ffi::Bytes::of(&first)];
+            self.host_mut().inject(direction.into(), &piece, end_stream);
+        } else {
+            let pieces: Vec<_> =
+                std::iter::once(&first).chain(&rest).map(|piece| ffi::Bytes::of(piece)).collect();
+            self.host_mut().inject(direction.into(), &pieces, end_stream);
+        }
+    }
+
+    fn release(&self, direction: host::Direction) {
+        self.host_mut().release(direction.into());
+    }
+
+    fn others_hold(&self, direction: host::Direction) -> bool {
+        self.host().others_hold(direction.into())
+    }
+
+    fn add_trailers(&self, direction: host::Direction, now: bool) -> bool {
+        self.host_mut().add_trailers(direction.into(), now)
+    }
+
+    fn send_reply(&self, reply: &LocalReply<'_>) {
+        let headers = header_views(reply.headers);
+        self.host_mut().send_reply(reply.status, &headers, reply.body, reply.details);
+    }
+
+    fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool) {
+        self.host_mut().send_reply_headers(&header_views(headers), end_stream);
+    }
+
+    fn send_reply_data(&self, data: &[u8], end_stream: bool) {
+        self.host_mut().send_reply_data(data, end_stream);
+    }
+
+    fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]) {
+        self.host_mut().send_reply_trailers(&header_views(trailers));
+    }
+
+    fn reset(&self, details: &str) {
+        self.host_mut().reset(details);
+    }
+
+    fn notifier(&self) -> Box<dyn Notify> {
+        Box::new(Notifier(self.host_mut().make_notifier()))
+    }
+
+    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        // SAFETY: null, or a config of ours that C++ keeps at least until the event has ended.
+        unsafe { self.host().route_config().as_ref() }?.get()
+    }
+
+    fn stream_id(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let mut id =
+            ffi::StreamId { has_connection: false, connection: 0, request: ffi::Bytes::EMPTY };
+        self.host().stream_id(&mut id);
+        // SAFETY: as in `header`; it is read at once.
+        let request = unsafe { id.request.as_slice() };
+        let connection = id.has_connection.then_some(id.connection);
+        write_stream_id(out, connection, (!request.is_empty()).then_some(request))
+    }
+}
+
+impl Notify for Notifier {
+    fn notify(&self) {
+        Notifier::notify(self);
+    }
+}
+
+impl From<Direction> for host::Direction {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Request => host::Direction::Request,
+            _ => host::Direction::Response,
+        }
+    }
+}
+
+impl From<host::Direction> for Direction {
+    fn from(direction: host::Direction) -> Self {
+        match direction {
+            host::Direction::Request => Direction::Request,
+            host::Direction::Response => Direction::Response,
+        }
+    }
+}
+
+impl From<Map> for ffi::HeaderMapType {
+    fn from(map: Map) -> Self {
+        match map {
+            Map::RequestHeaders => ffi::HeaderMapType::RequestHeaders,
+            Map::RequestTrailers => ffi::HeaderMapType::RequestTrailers,
+            Map::ResponseHeaders => ffi::HeaderMapType::ResponseHeaders,
+            Map::ResponseTrailers => ffi::HeaderMapType::ResponseTrailers,
+        }
+    }
+}
+
+impl From<host::Area> for Area {
+    fn from(area: host::Area) -> Self {
+        match area {
+            host::Area::Frame => Area::Frame,
+            host::Area::Buffer => Area::Buffer,
+        }
+    }
+}
+
+impl From<host::Verdict> for Verdict {
+    fn from(verdict: host::Verdict) -> Self {
+        match verdict {
+            host::Verdict::Continue => Verdict::Continue,
+            host::Verdict::Stop => Verdict::Stop,
+        }
+    }
+}
+
+impl From<host::DataVerdict> for DataVerdict {
+    fn from(verdict: host::DataVerdict) -> Self {
+        match verdict {
+            host::DataVerdict::Continue => DataVerdict::Continue,
+            host::DataVerdict::StopAndWatermark => DataVerdict::StopAndWatermark,
+            host::DataVerdict::StopNoBuffer => DataVerdict::StopNoBuffer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_list_is_filled_in_place_and_a_long_one_once_more() {
+        let (mut inline, mut spilled) = ([0; 4], Vec::new());
+        for length in 0..9 {
+            let mut calls = 0;
+            let list = filled(&mut inline, &mut spilled, 0, |out| {
+                calls += 1;
+                (1..).zip(out.iter_mut().take(length)).for_each(|(n, slot)| *slot = n);
+                length
+            });
+            assert_eq!(list, (1..=length).collect::<Vec<_>>());
+            assert_eq!(calls, if length <= 4 { 1 } else { 2 });
+        }
+    }
+
+    #[test]
+    fn no_bytes_need_no_address() {
+        // SAFETY: there are none.
+        assert_eq!(unsafe { ffi::Bytes::EMPTY.as_slice() }, b"");
+        let text = b"text";
+        // SAFETY: `text` stays.
+        assert_eq!(unsafe { ffi::Bytes::of(text).as_slice() }, text);
+    }
+}

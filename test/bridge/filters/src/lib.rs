@@ -1,0 +1,14 @@
+//! Every filter of this repository in one list: the ready-made ones, those that the conformance
+//! scenarios, the end-to-end tests and the bench use, and those of the test of the bridge.
+
+#![forbid(unsafe_code)]
+
+attache_cxx::filters! {
+    api_key,
+    attache_bench_filters,
+    attache_conformance,
+    attache_e2e_filters,
+    echo,
+    hello,
+    redact,
+}
