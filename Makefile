@@ -50,4 +50,4 @@ envoy:
 	@test -n "$(ENVOY)" || test/fetch-envoy
 
 tools:
-	@test/need cargo cc python3
+	@test/need cargo cc c++ python3
