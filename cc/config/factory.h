@@ -1,5 +1,5 @@
-// Makes the filter known to Envoy: `type.googleapis.com/attache.v3alpha.Filter`, in the filter chain
-// of a listener or of a cluster, and `attache.v3alpha.FilterPerRoute` on routes.
+// Makes the filter known to Envoy: `type.googleapis.com/attache.v3alpha.Filter`, in the filter
+// chain of a listener or of a cluster, and `attache.v3alpha.FilterPerRoute` on routes.
 #pragma once
 
 #include <string>

@@ -137,8 +137,7 @@ Http::FilterDataStatus Filter::encodeData(Buffer::Instance& data, bool end_strea
 }
 
 Http::FilterTrailersStatus Filter::encodeTrailers(Http::ResponseTrailerMap&) {
-  return passesResponse() ? Http::FilterTrailersStatus::Continue
-                          : onTrailers(Direction::Response);
+  return passesResponse() ? Http::FilterTrailersStatus::Continue : onTrailers(Direction::Response);
 }
 
 Http::FilterHeadersStatus Filter::onHeaders(Direction direction, bool end_stream) {
@@ -408,8 +407,8 @@ void Filter::resume(Direction direction) noexcept {
     return;
   }
   if (side.holds()) {
-    // As long as the headers are held, Envoy's buffer is the better way: it sends all in one go. But
-    // within a hook of the other direction Envoy takes nothing into it.
+    // As long as the headers are held, Envoy's buffer is the better way: it sends all in one go.
+    // But within a hook of the other direction Envoy takes nothing into it.
     if (!side.released_ && !opposite(direction).in_hook_) {
       addToSharedBuffer(direction, std::move(side.held_));
     } else {
@@ -437,9 +436,9 @@ void Filter::release(Direction direction) noexcept {
   injectHeld(side(direction), direction, false);
 }
 
-// Envoy makes trailers only within the hook that brings the end. Those of a response then wait if the
-// hook stops; those of a request do so only in the headers hook, and otherwise leave as soon as the
-// data hook returns.
+// Envoy makes trailers only within the hook that brings the end. Those of a response then wait if
+// the hook stops; those of a request do so only in the headers hook, and otherwise leave as soon as
+// the data hook returns.
 bool Filter::addTrailers(Direction direction, bool now) noexcept {
   if (direction == Direction::Response) {
     encoder_callbacks_->addEncodedTrailers();
@@ -454,8 +453,9 @@ bool Filter::addTrailers(Direction direction, bool now) noexcept {
 
 // ---- Filters of stock modules in the same chain ---------------------------------------------
 //
-// They tell each other through dynamic metadata that the end of a message is kept back: a number that
-// is not 0. We count from 2 on, so that we know their 1 from what filters like this one have said.
+// They tell each other through dynamic metadata that the end of a message is kept back: a number
+// that is not 0. We count from 2 on, so that we know their 1 from what filters like this one have
+// said.
 
 namespace {
 

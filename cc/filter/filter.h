@@ -1,8 +1,8 @@
 // The HTTP filter that hosts one Rust filter on one stream, downstream or upstream.
 //
-// It is the `StreamHost` of a Rust `Stream`: Envoy's callbacks become events of the stream, and what
-// the stream asks for becomes calls of Envoy. What there is to know of Envoy is in filter.cc, beside
-// the code that depends on it.
+// It is the `StreamHost` of a Rust `Stream`: Envoy's callbacks become events of the stream, and
+// what the stream asks for becomes calls of Envoy. What there is to know of Envoy is in filter.cc,
+// beside the code that depends on it.
 //
 // Life
 // * Envoy owns the filter, and destroys it some time after `onDestroy`, when none of its callbacks
@@ -66,8 +66,7 @@ public:
   // attache::bridge::StreamHost
   std::size_t header(::attache::bridge::HeaderMapType map, rust::Str name, std::size_t index,
                      ::attache::bridge::Bytes& value) const noexcept override;
-  bool headers(::attache::bridge::HeaderMapType map,
-               rust::Slice<::attache::bridge::HeaderView> out,
+  bool headers(::attache::bridge::HeaderMapType map, rust::Slice<::attache::bridge::HeaderView> out,
                std::size_t& count) const noexcept override;
   bool setHeader(::attache::bridge::HeaderMapType map, rust::Str name,
                  rust::Slice<const std::uint8_t> value) noexcept override;
@@ -97,8 +96,8 @@ public:
   void sendReplyHeaders(rust::Slice<const ::attache::bridge::HeaderView> headers,
                         bool end_stream) noexcept override;
   void sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept override;
-  void sendReplyTrailers(
-      rust::Slice<const ::attache::bridge::HeaderView> trailers) noexcept override;
+  void
+  sendReplyTrailers(rust::Slice<const ::attache::bridge::HeaderView> trailers) noexcept override;
   void reset(rust::Str details) noexcept override;
   std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
   const ::attache::bridge::RouteConfig* routeConfig() const noexcept override;
@@ -127,7 +126,8 @@ private:
   Side& side(::attache::bridge::Direction direction);
   const Side& side(::attache::bridge::Direction direction) const;
   Side& opposite(::attache::bridge::Direction direction);
-  Buffer::Instance* area(::attache::bridge::Direction direction, ::attache::bridge::Area area) const;
+  Buffer::Instance* area(::attache::bridge::Direction direction,
+                         ::attache::bridge::Area area) const;
   // The map, or null.
   Http::HeaderMap* find(::attache::bridge::HeaderMapType map) const;
 

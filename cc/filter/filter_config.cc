@@ -65,8 +65,7 @@ std::size_t FilterConfig::define(std::vector<Metric<Stat>>& metrics, rust::Str n
 
 template <class Stat, class Lookup, class Update>
 void FilterConfig::update(const std::vector<Metric<Stat>>& metrics, std::size_t id,
-                          rust::Slice<const rust::Str> values, Lookup lookup,
-                          Update update) const {
+                          rust::Slice<const rust::Str> values, Lookup lookup, Update update) const {
   const Metric<Stat>& metric = metrics[id];
   if (metric.plain_ != nullptr) {
     update(*metric.plain_);
@@ -86,10 +85,10 @@ bool FilterConfig::defineMetric(bridge::MetricKind kind, rust::Str name,
                                 rust::String&) noexcept {
   switch (kind) {
   case bridge::MetricKind::Counter:
-    id = define(counters_, name, labels,
-                [this](Stats::StatName name, auto tags) -> Stats::Counter& {
-                  return Stats::Utility::counterFromStatNames(*scope_, {name}, tags);
-                });
+    id =
+        define(counters_, name, labels, [this](Stats::StatName name, auto tags) -> Stats::Counter& {
+          return Stats::Utility::counterFromStatNames(*scope_, {name}, tags);
+        });
     return true;
   case bridge::MetricKind::Gauge:
     id = define(gauges_, name, labels, [this](Stats::StatName name, auto tags) -> Stats::Gauge& {
@@ -146,8 +145,8 @@ void FilterConfig::updateMetric(bridge::MetricKind kind, std::size_t id, bridge:
     update(
         histograms_, id, labels,
         [this](Stats::StatName name, auto tags) -> Stats::Histogram& {
-          return Stats::Utility::histogramFromStatNames(
-              *scope_, {name}, Stats::Histogram::Unit::Unspecified, tags);
+          return Stats::Utility::histogramFromStatNames(*scope_, {name},
+                                                        Stats::Histogram::Unit::Unspecified, tags);
         },
         [value](Stats::Histogram& histogram) { histogram.recordValue(value); });
     return;

@@ -1,8 +1,9 @@
 // A way to a thread of Envoy's that outlasts it.
 //
-// Rust keeps wakers for as long as it likes, on any thread: past the end of the stream, of its config,
-// and of the worker itself. A `WorkerLink` is what they hold. It has the worker's dispatcher while
-// the worker lives, and nothing afterwards: a post to a worker that has gone does nothing.
+// Rust keeps wakers for as long as it likes, on any thread: past the end of the stream, of its
+// config, and of the worker itself. A `WorkerLink` is what they hold. It has the worker's
+// dispatcher while the worker lives, and nothing afterwards: a post to a worker that has gone does
+// nothing.
 #pragma once
 
 #include <memory>
@@ -23,9 +24,9 @@ class WorkerLink {
 public:
   explicit WorkerLink(Event::Dispatcher& dispatcher) : dispatcher_(&dispatcher) {}
 
-  // Runs `callback` on the worker, later; never if the worker is gone. Any thread. The callback must
-  // own nothing that may not be destroyed on another thread: a worker that ends drops what is still
-  // in its queue.
+  // Runs `callback` on the worker, later; never if the worker is gone. Any thread. The callback
+  // must own nothing that may not be destroyed on another thread: a worker that ends drops what is
+  // still in its queue.
   void post(Event::PostCb callback) const;
 
   // The worker goes. Called on its thread.
