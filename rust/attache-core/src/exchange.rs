@@ -5,6 +5,9 @@
 //! reset first, then what can move between hooks, then this hook's verdict. Effects come last
 //! because each may run other hooks of the same stream before it returns, or end the stream.
 
+mod any_time;
+mod reply;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,6 +51,8 @@ pub(crate) struct Inner<H: Host + ?Sized = dyn Host> {
     depth: Cell<u32>,
     /// The host may be called.
     alive: Cell<bool>,
+    /// The host emits at any time.
+    any_time: bool,
     task: RefCell<Option<HandleFuture>>,
     state: RefCell<State>,
     /// Made by the first call to a cluster.
@@ -66,6 +71,8 @@ struct State {
     effect: Option<Box<Effect>>,
     /// A streamed reply of the filter's own.
     reply: Option<Box<ReplyStream>>,
+    /// The body of a reply of the filter's own that is to come by as a response.
+    reply_to_come: Option<Box<ReplyStream>>,
     /// Somebody else has answered, and nothing of that has come by here.
     answered: bool,
     /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
@@ -93,9 +100,26 @@ enum NextState {
 }
 
 enum Effect {
-    Reply { status: StatusCode, headers: HeaderMap, body: Bytes, details: String },
-    StartReply { status: StatusCode, headers: HeaderMap, reply: Box<ReplyStream> },
-    Reset { details: String },
+    Reply {
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+        details: String,
+    },
+    StartReply {
+        status: StatusCode,
+        headers: HeaderMap,
+        reply: Box<ReplyStream>,
+    },
+    /// As a response that comes by here, when the request has gone; see `exchange/reply.rs`.
+    ReplyAsResponse {
+        status: StatusCode,
+        headers: HeaderMap,
+        reply: Box<ReplyStream>,
+    },
+    Reset {
+        details: String,
+    },
 }
 
 struct ReplyStream {
@@ -116,9 +140,9 @@ pub(crate) enum Waiter {
 }
 
 impl Side {
-    fn new() -> Self {
+    fn new(any_time: bool) -> Self {
         Side {
-            flow: Flow::new(),
+            flow: Flow { any_time, ..Flow::new() },
             waiter: Waiter::Nobody,
             pump: None,
             on_trailers: None,
@@ -145,14 +169,16 @@ const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 impl Exchange {
     /// An exchange of a loaded filter, on a stream.
     pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
+        let any_time = host.capabilities().emit_any_time;
         let state = State {
-            request: Side::new(),
-            response: Side::new(),
+            request: Side::new(any_time),
+            response: Side::new(any_time),
             started: false,
             next: NextState::NotCalled,
             response_waiter: Waiter::Nobody,
             effect: None,
             reply: None,
+            reply_to_come: None,
             answered: false,
             replied: false,
             invalid: None,
@@ -166,6 +192,7 @@ impl Exchange {
             busy: Cell::new(false),
             depth: Cell::new(0),
             alive: Cell::new(true),
+            any_time,
             task: RefCell::new(None),
             state: RefCell::new(state),
             calls: OnceCell::new(),
@@ -308,6 +335,9 @@ impl Inner {
             }
             Waiter::Nobody
         });
+        if self.any_time && end {
+            self.prepare_end(direction, Hook::Headers);
+        }
         let step = self.state.borrow_mut().flow(direction).on_headers();
         if step.emit {
             self.append_output(direction, Area::Buffer);
@@ -328,7 +358,9 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         if !state.started || state.replied {
             state.response.flow.mode = Mode::Pass;
-            return true;
+            let Some(reply) = state.reply_to_come.take() else { return true };
+            drop(state);
+            return self.reply_comes(reply);
         }
         let request_held =
             state.next == NextState::NotCalled && state.request.flow.mode != Mode::Pass;
@@ -370,6 +402,9 @@ impl Inner {
             }
             std::mem::take(&mut side.waiter)
         });
+        if self.any_time {
+            return self.on_data_any_time(direction, end);
+        }
         if end && let Err(error) = self.check_new_trailers(direction) {
             self.fail(error);
             self.settle();
@@ -415,7 +450,12 @@ impl Inner {
             self.end_hook(direction);
             return Verdict::Stop;
         }
-        let step = self.state.borrow_mut().flow(direction).on_trailers();
+        let step = if self.any_time {
+            let overtakes = self.around(direction).overtakes;
+            self.state.borrow_mut().flow(direction).trailers_any_time(overtakes)
+        } else {
+            self.state.borrow_mut().flow(direction).on_trailers()
+        };
         if step.verdict == Verdict::Continue && !self.finish_trailers(direction) {
             self.settle();
             self.end_hook(direction);
@@ -435,15 +475,21 @@ impl Inner {
 
     fn on_local_reply(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
-        if state.replied || !state.started {
+        let here = state.response.flow.started;
+        let ours_streams = here && state.response.pump.is_some();
+        if (state.replied && !ours_streams) || !state.started {
             return;
         }
-        if !state.response.flow.started {
+        if here && self.any_time {
+            // The client gets all of the other one, whatever is still injected.
+            state.response.flow.finished = true;
+        }
+        if !here {
             // It comes as a response, if it comes by here at all. Either way, it comes first.
             state.answered = true;
         }
         // A response that has come by here is left behind.
-        let for_us = state.next == NextState::Called && !state.response.flow.started;
+        let for_us = state.next == NextState::Called && !here;
         drop(state);
         if !for_us && !self.busy.get() {
             self.cancel();
@@ -455,7 +501,8 @@ impl Inner {
         let side = state.side(direction);
         side.full = if above { side.full + 1 } else { side.full.saturating_sub(1) };
         let goes_on = !above && side.full == 0;
-        let waited = direction == Direction::Response && state.reply.is_some();
+        let pumps = self.any_time && side.pump.is_some();
+        let waited = pumps || (direction == Direction::Response && state.reply.is_some());
         drop(state);
         if goes_on && waited {
             // Envoy may be in the middle of sending what made room: our turn comes later.
@@ -506,6 +553,9 @@ impl Inner {
     /// The verdict is there, but Envoy has not got it yet: the hook counts as over.
     fn end_hook(&self, direction: Direction) {
         self.state.borrow_mut().flow(direction).hook = None;
+        if self.any_time {
+            self.wake_to_move();
+        }
         self.end();
     }
 
@@ -627,7 +677,7 @@ impl Inner {
         loop {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            if !side.flow.wants_output() {
+            if !side.flow.wants_output() || (self.any_time && side.full > 0) {
                 return Ok(());
             }
             let Some(mut pump) = side.pump.take() else { return Ok(()) };
@@ -647,7 +697,7 @@ impl Inner {
                         Err(frame) => side.out_trailers = frame.into_trailers().ok().map(Box::new),
                     }
                     let limit = self.filter.meta().options.gather_limit_bytes;
-                    if side.flow.ended && side.flow.out.len() > limit {
+                    if side.flow.ended && !self.any_time && side.flow.out.len() > limit {
                         return Err(Error::make(
                             ErrorKind::BodyTooLarge,
                             StatusCode::INTERNAL_SERVER_ERROR,
@@ -678,8 +728,10 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
         let possible = side.flow.trailers
+            || side.flow.added
             || !side.flow.ended
-            || self.read(|h| h.capabilities().new_trailers) == Some(true);
+            // The hook that brings the end decides.
+            || (self.any_time && side.flow.hook.is_some());
         if side.out_trailers.as_ref().is_some_and(|t| !t.is_empty()) && !possible {
             return Err(no_new_trailers());
         }
@@ -777,6 +829,7 @@ impl Inner {
             }
             Disposition::Stream(pump) if !bodyless => {
                 side.flow.mode = Mode::Pump;
+                side.flow.goes_back = self.any_time && direction == Direction::Request;
                 side.pump = Some(pump);
                 None
             }
@@ -872,6 +925,17 @@ impl Inner {
                 let body = Body::from(body).into_frames();
                 return self.replace(status, headers, Some(body), trailers);
             }
+            body @ (Disposition::Full(_) | Disposition::Stream(_))
+                if self.may_reply_as_response() =>
+            {
+                let body = match body {
+                    Disposition::Stream(body) => body,
+                    Disposition::Full(body) => Body::from(body).into_frames(),
+                    Disposition::Untouched => unreachable!("see above"),
+                };
+                let reply = Box::new(ReplyStream::new(body, trailers));
+                Effect::ReplyAsResponse { status, headers, reply }
+            }
             // Trailers take a streamed reply.
             Disposition::Full(_) if self.state.borrow().request.flow.released => {
                 return Err(no_new_trailers());
@@ -920,7 +984,8 @@ impl Inner {
         body: Option<FrameStream>,
         trailers: Option<Box<HeaderMap>>,
     ) -> Result<()> {
-        if trailers.is_some_and(|t| !t.is_empty()) {
+        let trailers = trailers.filter(|t| !t.is_empty());
+        if trailers.is_some() && !(body.is_some() && self.may_end_with_trailers()) {
             return Err(no_new_trailers());
         }
         let map = Map::ResponseHeaders;
@@ -947,7 +1012,11 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         state.outcome = Some(Outcome::Replied);
         let side = &mut state.response;
-        side.on_trailers = Some(Box::new(clear));
+        if trailers.is_none() {
+            side.on_trailers = Some(Box::new(clear));
+            side.flow.ends_early = self.any_time && body.is_some();
+        }
+        side.out_trailers = trailers;
         match body {
             None => side.flow.mode = Mode::Pass,
             Some(_) if bodyless => {
@@ -1089,6 +1158,9 @@ impl Inner {
                 };
                 self.read(|host| host.send_reply(&reply));
             }
+            Effect::ReplyAsResponse { status, headers, reply } => {
+                self.reply_as_response(status, &headers, reply);
+            }
             Effect::StartReply { status, headers, reply } => {
                 let mut list: Vec<(&[u8], &[u8])> = vec![(b":status", status.as_str().as_bytes())];
                 list.extend(pairs(&headers, |_| true));
@@ -1135,6 +1207,9 @@ impl Inner {
 
     /// Does what can be done for a direction that no hook is running for.
     fn advance(self: &Rc<Self>, direction: Direction) {
+        if self.any_time {
+            return self.move_on(direction);
+        }
         {
             let mut state = self.state.borrow_mut();
             let flow = state.flow(direction);
@@ -1186,6 +1261,7 @@ impl Inner {
                     self.read(|host| host.resume(direction));
                 }
             }
+            Move::Inject { .. } | Move::Release => unreachable!("only where emitted at any time"),
         }
     }
 
@@ -1226,12 +1302,13 @@ impl Inner {
 
     /// The trailers go on: the last moment to change them. False if the filter has failed at that.
     fn finish_trailers(self: &Rc<Self>, direction: Direction) -> bool {
-        let (hook, made) = {
+        let (hook, made, added) = {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            (side.on_trailers.take(), side.out_trailers.take())
+            (side.on_trailers.take(), side.out_trailers.take(), side.flow.added)
         };
-        if hook.is_none() && made.is_none() {
+        if made.is_none() && (hook.is_none() || added) {
+            self.drop_safely(hook);
             return true;
         }
         let mut trailers = Headers::live(self.clone(), direction.trailers());
@@ -1244,15 +1321,20 @@ impl Inner {
         if let Some(hook) = hook {
             let _scope = current::Scope::enter(self);
             if let Err(message) = guarded(|| hook(&mut trailers)) {
-                self.fail(Error::panicked(message));
-                return false;
+                return self.fail_at_trailers(direction, Error::panicked(message));
             }
         }
-        if let Err(error) = self.take_invalid() {
-            self.fail(error);
-            return false;
+        match self.take_invalid() {
+            Ok(()) => true,
+            Err(error) => self.fail_at_trailers(direction, error),
         }
-        true
+    }
+
+    /// The end counts as let go already, but is still here.
+    fn fail_at_trailers(self: &Rc<Self>, direction: Direction, error: Error) -> bool {
+        self.state.borrow_mut().flow(direction).finished = false;
+        self.fail(error);
+        false
     }
 
     // ---- body -------------------------------------------------------------------------------
@@ -1442,15 +1524,17 @@ impl Inner {
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
         let task = self.task.borrow_mut().take();
-        let (request, response, reply, hooks) = {
+        let (request, response, reply, to_come, hooks) = {
             let mut state = self.state.borrow_mut();
             let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
-            (state.request.pump.take(), state.response.pump.take(), state.reply.take(), hooks)
+            let pumps = (state.request.pump.take(), state.response.pump.take());
+            (pumps.0, pumps.1, state.reply.take(), state.reply_to_come.take(), hooks)
         };
         self.drop_safely(task);
         self.drop_safely(request);
         self.drop_safely(response);
         self.drop_safely(reply);
+        self.drop_safely(to_come);
         self.drop_safely(hooks.0);
         self.drop_safely(hooks.1);
     }

@@ -16,12 +16,18 @@
 //! Envoy's buffer is shared by all filters of the chain. `held` counts the bytes in it that are
 //! ours to read. When another filter's bytes are in it too, ours must not join them: the frame is
 //! taken into `pending` instead, and the other filter's watermark keeps the sender back.
+//!
+//! That is the common kind of host. The rules for one that emits at any time are in `any_time.rs`.
+
+mod any_time;
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use crate::host::{DataVerdict, Verdict};
+
+pub(crate) use any_time::Around;
 
 /// Output that is ready is no longer asked for beyond this many bytes.
 pub(crate) const OUTPUT_LIMIT: usize = 64 * 1024;
@@ -76,6 +82,17 @@ pub(crate) struct Flow {
     pub(crate) reader: bool,
     /// The filter has taken bytes: the declared length is no longer right.
     pub(crate) taken: bool,
+    /// The host emits at any time.
+    pub(crate) any_time: bool,
+    /// There is a map for trailers that the message came without.
+    pub(crate) added: bool,
+    /// The message ends with the output, whatever is still to come of the input.
+    pub(crate) ends_early: bool,
+    /// Envoy's record says that the message has ended, and the end is held here.
+    pub(crate) end_recorded: bool,
+    /// What has been stopped goes on again as soon as nothing is held, so that trailers can still be
+    /// added.
+    pub(crate) goes_back: bool,
 }
 
 /// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
@@ -105,6 +122,9 @@ impl Queue {
     }
     pub(crate) fn clear(&mut self) {
         *self = Queue::default();
+    }
+    pub(crate) fn into_chunks(self) -> impl Iterator<Item = Bytes> {
+        self.chunks.into_iter().flatten()
     }
     pub(crate) fn for_each(&self, mut f: impl FnMut(&[u8])) {
         self.chunks.iter().flat_map(|c| c.iter()).for_each(|c| f(c));
@@ -167,6 +187,14 @@ pub(crate) enum Move {
     },
     /// Drop the input that is held.
     Drop,
+    /// Deal with the input, and inject the output. Where output may be emitted at any time, so are
+    /// the next two.
+    Inject {
+        input: Input,
+        end: bool,
+    },
+    /// Let the held headers and input go, and stay stopped.
+    Release,
 }
 
 impl Flow {
@@ -187,12 +215,18 @@ impl Flow {
             out_done: false,
             reader: true,
             taken: false,
+            any_time: false,
+            added: false,
+            ends_early: false,
+            end_recorded: false,
+            goes_back: false,
         }
     }
 
     /// Whether the pump should be asked for more.
     pub(crate) fn wants_output(&self) -> bool {
-        self.mode == Mode::Pump && !self.out_done && (self.ended || self.out.len() < OUTPUT_LIMIT)
+        let together = self.ended && !self.any_time;
+        self.mode == Mode::Pump && !self.out_done && (together || self.out.len() < OUTPUT_LIMIT)
     }
 
     fn let_go(&mut self, end: bool) {
@@ -202,6 +236,9 @@ impl Flow {
     }
 
     pub(crate) fn on_headers(&mut self) -> Step {
+        if self.any_time {
+            return self.headers_any_time();
+        }
         let (verdict, emit) = match self.mode {
             Mode::Hold | Mode::Discard => (Verdict::Stop, false),
             Mode::Pass => (Verdict::Continue, false),

@@ -301,14 +301,15 @@ pub trait Host: 'static {
     /// codecs then just end the message. Returns whether the map is there now.
     ///
     /// Called only where [`Capabilities::new_trailers`] says so, and only inside the hook that brings
-    /// the end of the message (`end_stream`), once. `now` says that the hook is one with data and
-    /// will answer Continue in a direction that is not stopped, with the whole of the output in the
-    /// frame. Otherwise the hook will stop; what is still to come is injected without an end, and a
-    /// `resume` lets the trailers go.
+    /// the end of the message (`end_stream`), once. `now` says that this is the data hook of a request,
+    /// and that it will answer Continue in a direction that is not stopped, with the whole of the
+    /// output in the frame: Envoy then sends the trailers after it. Otherwise the hook will stop; what
+    /// is still to come is injected without an end, and a `resume` lets the trailers go.
     ///
-    /// Envoy allows the first in either direction. It allows the second with a response, and with a
-    /// request that ends with its headers; trailers that are added to a request in a data hook that
-    /// stops would leave before the held data, so there the answer is `false`.
+    /// Envoy has a place for both, but not everywhere. Trailers that are added to a request in a data
+    /// hook that stops leave at once, before the held data: there (`now` is false) the answer is
+    /// `false`. Trailers that are added to a response in a data hook that continues are never seen by
+    /// a later filter that stops there, so that is not asked for.
     fn add_trailers(&self, direction: Direction, now: bool) -> bool {
         let _ = (direction, now);
         false

@@ -14,7 +14,7 @@ use crate::cluster::{ClusterAnswer, Clusters, TestCalls};
 use crate::exchange::{OneShot, TestExchange};
 use crate::message::TestRequest;
 use crate::metrics::{Metrics, TestConfig};
-use crate::model::Options;
+use crate::model::{Kind, Options};
 
 /// The name that a filter gets from [`TestHost::new`].
 const NAME: &str = "test";
@@ -128,6 +128,12 @@ impl TestHost {
         let route: Arc<dyn Any + Send + Sync> =
             self.0.registry.load_route(&self.0.name, config.as_bytes())?;
         Ok(self.with_options(|options| options.route_config = Some(route)))
+    }
+
+    /// The same filter, in a host of this kind: [compiled in](Kind::CompiledIn), instead of stock
+    /// Envoy.
+    pub fn on(&self, kind: Kind) -> Self {
+        self.with_options(|options| options.kind = kind)
     }
 
     /// The same filter, where Envoy buffers at most `bytes` before it pauses a sender.

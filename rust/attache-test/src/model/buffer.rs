@@ -12,14 +12,22 @@ pub(crate) type Place = usize;
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
     chunks: RefCell<VecDeque<(Bytes, Option<Place>)>>,
-    /// The sender has been told to stop, and not yet to go on.
+    /// There is more in it than the limit.
     pub(crate) above: Cell<bool>,
+    /// The sender has been told to stop because of that, and not yet to go on.
+    pub(crate) paused: Cell<bool>,
 }
 
 impl Buffer {
     pub(crate) fn of(bytes: Bytes) -> Self {
         let buffer = Buffer::default();
         buffer.add(bytes, None);
+        buffer
+    }
+
+    pub(crate) fn from_chunks(chunks: Vec<Bytes>) -> Self {
+        let buffer = Buffer::default();
+        chunks.into_iter().for_each(|chunk| buffer.add(chunk, None));
         buffer
     }
 
@@ -37,6 +45,13 @@ impl Buffer {
     pub(crate) fn take_over(&self, from: &Buffer, holder: Place) {
         let chunks = from.chunks.take();
         self.chunks.borrow_mut().extend(chunks.into_iter().map(|(c, _)| (c, Some(holder))));
+    }
+
+    /// Puts all bytes of `from` in front.
+    pub(crate) fn put_in_front(&self, from: &Buffer) {
+        let mut chunks = from.chunks.take();
+        chunks.append(&mut self.chunks.borrow_mut());
+        *self.chunks.borrow_mut() = chunks;
     }
 
     /// From now on `holder` holds all that is here.

@@ -108,11 +108,17 @@ impl ModelHost {
         if headers && leg.headers_continued.get() {
             stream.violation(format!("{call}: the {direction:?} headers have gone"));
         }
+        if !headers && stream.way(direction).own.end_gone.get() {
+            stream.violation(format!("{call}: the {direction:?} trailers have gone"));
+        }
         stream.map(map).borrow_mut().as_mut().map(f)
     }
 
     fn area(&self, direction: Direction, area: Area) -> Option<Rc<Buffer>> {
         let way = self.stream.way(direction);
+        if area == Area::Buffer && self.stream.is_compiled_in() {
+            return Some(way.own.buffer.clone());
+        }
         let place: &RefCell<Option<Rc<Buffer>>> = match area {
             Area::Frame => &way.frame,
             Area::Buffer => &way.buffer,
@@ -147,7 +153,10 @@ impl ModelHost {
 impl Host for ModelHost {
     fn capabilities(&self) -> Capabilities {
         self.reads("capabilities");
-        Capabilities::COMMON
+        match self.stream.is_compiled_in() {
+            true => Capabilities::COMPILED_IN,
+            false => Capabilities::COMMON,
+        }
     }
 
     fn header(&self, map: Map, name: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize {
@@ -177,8 +186,9 @@ impl Host for ModelHost {
 
     fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
         let value = Bytes::copy_from_slice(value);
+        let empty_values = self.stream.is_compiled_in();
         self.write_map("set_header", map, |fields| {
-            if value.is_empty() {
+            if value.is_empty() && !empty_values {
                 return fields.retain(|(n, _)| n != name);
             }
             let mut first = true;
@@ -198,8 +208,9 @@ impl Host for ModelHost {
 
     fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
         let value = Bytes::copy_from_slice(value);
+        let empty_values = self.stream.is_compiled_in();
         self.write_map("append_header", map, |fields| {
-            let adds = !value.is_empty();
+            let adds = empty_values || !value.is_empty();
             if adds {
                 fields.push((name.to_owned(), value));
             }
@@ -219,6 +230,9 @@ impl Host for ModelHost {
 
     fn frame_is_buffer(&self, direction: Direction) -> bool {
         self.reads("frame_is_buffer");
+        if self.stream.is_compiled_in() {
+            return false;
+        }
         match (self.area(direction, Area::Frame), self.area(direction, Area::Buffer)) {
             (Some(frame), Some(buffer)) => Rc::ptr_eq(&frame, &buffer),
             _ => false,
@@ -253,6 +267,7 @@ impl Host for ModelHost {
             stream.violation(format!("drain of {direction:?} bytes that another filter holds"));
         }
         stream.check_watermark(direction);
+        stream.check_own_watermark(direction);
     }
 
     fn append(&self, direction: Direction, area: Area, data: &[u8]) {
@@ -270,6 +285,9 @@ impl Host for ModelHost {
             way.appended.set((true, in_buffer));
             frame.add(data, Some(stream.ours));
             return stream.check_watermark(direction);
+        }
+        if stream.is_compiled_in() {
+            return stream.violation("append to the private buffer, which is for input");
         }
         let hook = way.hook.get();
         if hook.is_none() && !leg.stopped.get() {
@@ -310,9 +328,42 @@ impl Host for ModelHost {
         self.stream.set_buffer_limit(bytes);
     }
 
+    fn inject(
+        &self,
+        direction: Direction,
+        data: &mut dyn Iterator<Item = Bytes>,
+        end_stream: bool,
+    ) {
+        self.writes("inject");
+        self.stream.may_emit("inject", direction);
+        self.stream.inject(direction, data.collect(), end_stream);
+    }
+
+    fn release(&self, direction: Direction) {
+        self.writes("release");
+        self.stream.may_emit("release", direction);
+        if !self.stream.our_leg(direction).stopped.get() {
+            self.stream.violation(format!("release of the {direction:?}, which is not stopped"));
+        }
+        self.stream.inject_own(direction, false);
+    }
+
+    fn others_hold(&self, direction: Direction) -> bool {
+        self.reads("others_hold");
+        self.stream.others_hold(direction)
+    }
+
+    fn add_trailers(&self, direction: Direction, now: bool) -> bool {
+        self.writes("add_trailers");
+        self.stream.add_trailers(direction, now)
+    }
+
     fn resume(&self, direction: Direction) {
         self.writes("resume");
         let stream = &self.stream;
+        if stream.is_compiled_in() {
+            return stream.resume_own(direction);
+        }
         let way = stream.way(direction);
         if way.hook.get().is_some() {
             stream.violation(format!("resume of the {direction:?} inside its own hook"));

@@ -16,16 +16,22 @@
 //!   stream goes
 //! * the end: `complete`, then `destroy`, perhaps in the middle of a call
 //!
+//! The filter's host is of one of two [kinds](Kind). A compiled-in one has besides
+//! * a private buffer for each direction, under watermarks of its own
+//! * injection past the filter, outside of its hooks, which changes Envoy's record of the end
+//! * trailers that are added in the hook that brings the end
+//!
 //! What Envoy would punish (with a crash, a hang, or lost bytes) is a [`ModelViolation`]: it is
 //! recorded, and it panics at once. [`Model::violations`] has what a caught panic would hide.
 
 mod buffer;
 mod callout;
+mod compiled_in;
 mod host;
 mod stream;
 
 pub use host::ModelHost;
-pub use stream::{Model, Neighbour, Options, Received, Upstream};
+pub use stream::{Kind, Model, Neighbour, Options, Received, Upstream};
 
 use bytes::Bytes;
 

@@ -14,12 +14,26 @@ use tokio::sync::Notify;
 
 use super::buffer::{Buffer, Place};
 use super::callout::Calls;
+use super::compiled_in::Own;
 use super::{Fields, ModelHost, ModelViolation};
 use crate::cluster::Clusters;
+
+/// Which kind of host the filter runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Stock Envoy, through its C ABI: what every host can do.
+    #[default]
+    Stock,
+    /// An Envoy that the filter is compiled into: it emits at any time, from a private buffer for
+    /// each direction, and can add trailers.
+    CompiledIn,
+}
 
 /// What the chain around the filter looks like, and how the stream behaves.
 #[derive(Clone)]
 pub struct Options {
+    /// The host of the filter under test.
+    pub kind: Kind,
     /// A filter nearer to the client.
     pub before: Option<Neighbour>,
     /// A filter nearer to the upstream.
@@ -40,6 +54,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            kind: Kind::Stock,
             before: None,
             after: None,
             buffer_limit: 1 << 20,
@@ -54,6 +69,7 @@ impl Default for Options {
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
+            .field("kind", &self.kind)
             .field("before", &self.before)
             .field("after", &self.after)
             .field("buffer_limit", &self.buffer_limit)
@@ -127,7 +143,7 @@ enum Filter {
     Router,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Headers,
     Data,
@@ -135,7 +151,7 @@ pub(crate) enum Part {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum DataStatus {
+pub(crate) enum DataStatus {
     Continue,
     StopAndBuffer,
     StopAndWatermark,
@@ -148,7 +164,7 @@ pub(crate) struct Leg {
     pub(crate) stopped: Cell<bool>,
     pub(crate) headers_continued: Cell<bool>,
     /// The filter has seen the end of the message.
-    ended: Cell<bool>,
+    pub(crate) ended: Cell<bool>,
     /// A neighbour that was told to hold.
     holding: Cell<bool>,
 }
@@ -166,8 +182,8 @@ pub(crate) struct Way {
     /// Which hooks run, of any filter.
     running: Cell<u8>,
     /// Nothing of this direction travels any more.
-    aborted: Cell<bool>,
-    observed_end: Cell<bool>,
+    pub(crate) aborted: Cell<bool>,
+    pub(crate) observed_end: Cell<bool>,
     /// How a full buffer is dealt with: pause the sender, or give up.
     streaming: Cell<bool>,
     /// How many buffers want the sender paused.
@@ -176,6 +192,8 @@ pub(crate) struct Way {
     pub(crate) in_continue: Cell<bool>,
     /// What the running hook has appended to the frame, and to the buffer.
     pub(crate) appended: Cell<(bool, bool)>,
+    /// What only a compiled-in host has.
+    pub(crate) own: Own,
 }
 
 pub(crate) struct Stream {
@@ -215,7 +233,7 @@ pub(crate) struct Stream {
     pub(crate) woken: Arc<Notify>,
     violations: RefCell<Vec<ModelViolation>>,
     pub(crate) host_dropped: Rc<Cell<bool>>,
-    downstream_above: Cell<u32>,
+    next_hop_above: [Cell<u32>; 2],
     pub(crate) in_watermark: Cell<bool>,
     details: RefCell<Vec<String>>,
     pub(crate) calls: Calls,
@@ -325,7 +343,7 @@ impl Stream {
 
     // ---- the chain --------------------------------------------------------------------------
 
-    fn headers(self: &Rc<Self>, direction: Direction, from: Option<Place>, end: bool) {
+    pub(crate) fn headers(self: &Rc<Self>, direction: Direction, from: Option<Place>, end: bool) {
         let request = direction == Direction::Request;
         let way = self.way(direction);
         if self.destroyed.get() || (request && way.aborted.get()) {
@@ -384,7 +402,7 @@ impl Stream {
         }
     }
 
-    fn data(
+    pub(crate) fn data(
         self: &Rc<Self>,
         direction: Direction,
         from: Option<Place>,
@@ -400,6 +418,8 @@ impl Stream {
             self.response_has_ended();
         }
         let places = self.after(direction, from);
+        let had_trailers = way.trailers.borrow().is_some();
+        let mut trailers_added_by = None;
         for &place in &places {
             let leg = self.leg(direction, place);
             if leg.ended.get() {
@@ -427,13 +447,22 @@ impl Stream {
                 }
                 status = DataStatus::StopNoBuffer;
             }
+            if !had_trailers && way.trailers.borrow().is_some() {
+                trailers_added_by.get_or_insert(place);
+            }
             let last = request && Some(&place) == places.last();
             if !self.after_data(direction, place, data, status) && !last {
+                if request && trailers_added_by.is_some() {
+                    self.violation("trailers were added to a request that stops: they go at once");
+                }
                 return;
             }
         }
         if !request {
             self.encode_data(data, end && way.trailers.borrow().is_none());
+        }
+        if trailers_added_by.is_some() {
+            self.trailers(direction, trailers_added_by);
         }
     }
 
@@ -607,11 +636,11 @@ impl Stream {
                 if holding || collect { Verdict::Stop } else { Verdict::Continue }
             }
             Filter::UnderTest => {
-                if direction == Direction::Response && self.replied.get() {
+                if self.passes_us_by(direction) {
                     return Verdict::Continue;
                 }
                 let Some(exchange) = self.exchange() else { return Verdict::Continue };
-                self.our_hook(direction, Part::Headers);
+                self.our_hook(direction, Part::Headers, end);
                 let verdict = exchange.headers(direction, end);
                 self.our_hook_is_over(
                     direction,
@@ -650,14 +679,17 @@ impl Stream {
                 }
             }
             Filter::UnderTest => {
-                if direction == Direction::Response && self.replied.get() {
+                if self.passes_us_by(direction) {
                     return DataStatus::Continue;
                 }
                 let Some(exchange) = self.exchange() else { return DataStatus::Continue };
                 let way = self.way(direction);
                 *way.frame.borrow_mut() = Some(data.clone());
-                self.our_hook(direction, Part::Data);
+                self.our_hook(direction, Part::Data, end);
                 let verdict = exchange.data(direction, end);
+                if self.is_compiled_in() {
+                    return self.own_data_verdict(direction, data, end, verdict);
+                }
                 *way.frame.borrow_mut() = None;
                 let was_stopped = self.our_leg(direction).stopped.get();
                 let goes_on = verdict == DataVerdict::Continue;
@@ -686,11 +718,11 @@ impl Stream {
                 if holding { Verdict::Stop } else { Verdict::Continue }
             }
             Filter::UnderTest => {
-                if direction == Direction::Response && self.replied.get() {
+                if self.passes_us_by(direction) {
                     return Verdict::Continue;
                 }
                 let Some(exchange) = self.exchange() else { return Verdict::Continue };
-                self.our_hook(direction, Part::Trailers);
+                self.our_hook(direction, Part::Trailers, true);
                 let verdict = exchange.trailers(direction);
                 let goes_on = verdict == Verdict::Continue;
                 let was_stopped = self.our_leg(direction).stopped.get();
@@ -702,14 +734,20 @@ impl Stream {
         }
     }
 
-    fn our_hook(&self, direction: Direction, part: Part) {
+    /// In stock Envoy, the filter's hooks are not called for a reply of its own.
+    fn passes_us_by(&self, direction: Direction) -> bool {
+        !self.is_compiled_in() && direction == Direction::Response && self.replied.get()
+    }
+
+    fn our_hook(&self, direction: Direction, part: Part, end: bool) {
         let way = self.way(direction);
         way.hook.set(Some(part));
         way.appended.set((false, false));
+        way.own.hook(part, end);
     }
 
     /// `unsent` says whether what the hook has appended (to the frame, to the buffer) stays behind.
-    fn our_hook_is_over(
+    pub(crate) fn our_hook_is_over(
         &self,
         direction: Direction,
         goes_on: bool,
@@ -722,6 +760,7 @@ impl Stream {
             return;
         }
         way.in_continue.set(goes_on);
+        self.check_own_answer(direction, goes_on);
         let (frame, buffer) = way.appended.get();
         if unsent(frame, buffer) {
             self.violation(format!(
@@ -840,6 +879,7 @@ impl Stream {
         if limit != 0 && len > limit && !buffer.above.get() {
             buffer.above.set(true);
             if self.way(direction).streaming.get() {
+                buffer.paused.set(true);
                 self.pause(direction, true);
             } else {
                 let (status, text) = match direction {
@@ -850,29 +890,37 @@ impl Stream {
             }
         } else if buffer.above.get() && len <= limit / 2 {
             buffer.above.set(false);
-            if self.way(direction).paused.get() > 0 {
+            if buffer.paused.replace(false) {
                 self.pause(direction, false);
             }
         }
     }
 
-    fn pause(self: &Rc<Self>, direction: Direction, above: bool) {
+    pub(crate) fn count_pause(&self, direction: Direction, above: bool) {
         let paused = &self.way(direction).paused;
         paused.set(if above { paused.get() + 1 } else { paused.get() - 1 });
-        // A full response buffer counts as a full downstream, for all who asked to be told.
-        if direction == Direction::Response {
-            self.tell_downstream_watermark(above);
+    }
+
+    fn pause(self: &Rc<Self>, direction: Direction, above: bool) {
+        self.count_pause(direction, above);
+        // A full response buffer counts as a full downstream, for all who asked to be told; a full
+        // request buffer as a full upstream, which stock Envoy tells nobody.
+        if direction == Direction::Response || self.is_compiled_in() {
+            self.tell_watermark(direction, above);
         }
     }
 
-    fn tell_downstream_watermark(&self, above: bool) {
-        let count = &self.downstream_above;
+    fn tell_watermark(&self, direction: Direction, above: bool) {
+        let count = &self.next_hop_above[index(direction)];
         count.set(if above { count.get() + 1 } else { count.get() - 1 });
         if let Some(exchange) = self.exchange()
             && !self.completed.get()
         {
             let outer = self.in_watermark.replace(true);
-            exchange.downstream_watermark(above);
+            match direction {
+                Direction::Request => exchange.upstream_watermark(above),
+                Direction::Response => exchange.downstream_watermark(above),
+            }
             self.in_watermark.set(outer);
         }
     }
@@ -889,7 +937,10 @@ impl Stream {
 
     pub(crate) fn set_buffer_limit(self: &Rc<Self>, bytes: u64) {
         self.buffer_limit.set(bytes);
-        BOTH.into_iter().for_each(|direction| self.check_watermark(direction));
+        for direction in BOTH {
+            self.check_watermark(direction);
+            self.check_own_watermark(direction);
+        }
     }
 
     // ---- local replies and the end ----------------------------------------------------------
@@ -1133,7 +1184,7 @@ impl Model {
             woken: Arc::default(),
             violations: RefCell::default(),
             host_dropped: Rc::new(Cell::new(true)),
-            downstream_above: Cell::new(0),
+            next_hop_above: Default::default(),
             in_watermark: Cell::new(false),
             details: RefCell::default(),
             calls: Calls::default(),
@@ -1207,7 +1258,15 @@ impl Model {
     /// The client's connection is full, or takes more again. Calls are balanced by the test.
     pub fn client_watermark(&self, above: bool) {
         if !self.over() {
-            self.0.tell_downstream_watermark(above);
+            self.0.tell_watermark(Direction::Response, above);
+        }
+    }
+
+    /// The upstream's connection is full, or takes more again: Envoy pauses the client, and tells a
+    /// compiled-in filter. Calls are balanced by the test.
+    pub fn upstream_watermark(&self, above: bool) {
+        if !self.over() {
+            self.0.pause(Direction::Request, above);
         }
     }
 
@@ -1288,22 +1347,27 @@ impl Model {
     ///
     /// Not while an earlier filter holds a message whose headers it has let go: Envoy would send that
     /// filter's bytes, or the message's end, together with the neighbour's. No filter can help that,
-    /// so the model does not go there.
-    pub fn release(&self, before: bool, direction: Direction) {
-        let Some(place) = self.neighbour(before) else { return };
+    /// so the model does not go there, and returns false. (What a compiled-in filter holds is not in
+    /// Envoy's buffer: there it is only about trailers, and an end that Envoy has on record.)
+    pub fn release(&self, before: bool, direction: Direction) -> bool {
+        let Some(place) = self.neighbour(before) else { return true };
         let leg = self.0.leg(direction, place);
         let legs = self.0.ways_on(direction).into_iter().take_while(|p| *p != place);
+        let way = self.0.way(direction);
+        let end_is_known = way.observed_end.get() || way.trailers.borrow().is_some();
         let holds_midway = |p: Place| {
             let leg = self.0.leg(direction, p);
-            leg.stopped.get() && leg.headers_continued.get()
+            let in_envoy = p != self.0.ours || !self.0.is_compiled_in();
+            leg.stopped.get() && leg.headers_continued.get() && (in_envoy || end_is_known)
         };
         if legs.into_iter().any(holds_midway) {
-            return;
+            return !leg.holding.get();
         }
         let was_holding = leg.holding.replace(false);
         if was_holding && leg.stopped.get() && !self.over() {
             self.0.continue_from(direction, place);
         }
+        true
     }
 
     fn neighbour(&self, before: bool) -> Option<Place> {
@@ -1366,9 +1430,10 @@ impl Model {
         self.0.way(direction).paused.get() > 0
     }
 
-    /// How many bytes Envoy holds of a direction.
+    /// How many bytes Envoy holds of a direction, the private buffer of a compiled-in host included.
     pub fn buffered(&self, direction: Direction) -> usize {
-        self.0.way(direction).buffer.borrow().as_ref().map_or(0, |b| b.len())
+        let way = self.0.way(direction);
+        way.own.buffer.len() + way.buffer.borrow().as_ref().map_or(0, |b| b.len())
     }
 
     /// Whether the last byte, or a reset, has gone to the client.

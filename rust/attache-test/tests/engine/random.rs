@@ -5,7 +5,7 @@
 
 use crate::support::*;
 use attache_core::host::Direction;
-use attache_test::model::{Neighbour, Upstream};
+use attache_test::model::{Kind, Neighbour, Upstream};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
@@ -140,7 +140,7 @@ fn neighbour() -> impl Strategy<Value = Option<Neighbour>> {
     ]
 }
 
-fn case() -> impl Strategy<Value = Case> {
+fn case(kind: Kind) -> impl Strategy<Value = Case> {
     let upstream = prop_oneof![
         8 => Just(Upstream::Waits),
         1 => Just(Upstream::Refuses),
@@ -151,7 +151,8 @@ fn case() -> impl Strategy<Value = Case> {
     let rarely = || proptest::bool::weighted(0.1);
     let flags = (rarely(), limit, any::<bool>(), any::<bool>(), rarely());
     (program(), script(), script(), chain, flags, events()).prop_map(
-        |(program, request, response, chain, flags, events)| Case {
+        move |(program, request, response, chain, flags, events)| Case {
+            kind,
             program,
             head: flags.0,
             request,
@@ -174,6 +175,15 @@ pub(crate) fn number(name: &str, default: u64) -> u64 {
 
 #[test]
 fn every_promise_holds_in_random_weather() {
+    weather(Kind::Stock);
+}
+
+#[test]
+fn every_promise_holds_in_random_weather_when_compiled_in() {
+    weather(Kind::CompiledIn);
+}
+
+fn weather(kind: Kind) {
     let random = std::env::var("ATTACHE_SEED").is_ok_and(|seed| seed == "random");
     let config = Config {
         cases: number("ATTACHE_CASES", CASES.into()) as u32,
@@ -187,7 +197,7 @@ fn every_promise_holds_in_random_weather() {
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&case(), |case| run(&case).map(drop).map_err(TestCaseError::fail));
+    let result = runner.run(&case(kind), |case| run(&case).map(drop).map_err(TestCaseError::fail));
     if let Err(failure) = result {
         panic!("{failure}");
     }
