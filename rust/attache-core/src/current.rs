@@ -1,26 +1,39 @@
-//! Which exchange this thread is working for, so that a log line can say so.
+//! Which exchange this thread is working for: a log line can say so, and a metric's update need not
+//! leave the thread.
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
 use std::rc::Rc;
 
 use crate::exchange::Inner;
+use crate::metrics::MetricSink;
 
 thread_local!(static CURRENT: Cell<Option<Rc<Inner>>> = const { Cell::new(None) });
 
-/// Makes an exchange the current one until it is dropped.
-pub(crate) struct Scope(Option<Rc<Inner>>);
-
-impl Scope {
-    pub(crate) fn enter(exchange: &Rc<Inner>) -> Self {
-        Scope(CURRENT.replace(Some(exchange.clone())))
+/// Runs `f` with `exchange` as the current one. An exchange is that only within its own events.
+pub(crate) fn within<R>(exchange: &Rc<Inner>, f: impl FnOnce() -> R) -> R {
+    /// Puts back the one before, also when `f` panics.
+    struct Before<'a>(&'a Cell<Option<Rc<Inner>>>, Option<Rc<Inner>>);
+    impl Drop for Before<'_> {
+        fn drop(&mut self) {
+            drop(self.0.replace(self.1.take()));
+        }
     }
+    CURRENT.with(|current| {
+        let _before = Before(current, current.replace(Some(exchange.clone())));
+        f()
+    })
 }
 
-impl Drop for Scope {
-    fn drop(&mut self) {
-        drop(CURRENT.replace(self.0.take()));
-    }
+fn look<R>(f: impl FnOnce(&Rc<Inner>) -> R) -> Option<R> {
+    CURRENT
+        .try_with(|current| {
+            let exchange = current.take()?;
+            let result = f(&exchange);
+            current.set(Some(exchange));
+            Some(result)
+        })
+        .ok()?
 }
 
 /// Writes the name of the filter and the stream that this thread is working for, as
@@ -29,10 +42,18 @@ impl Drop for Scope {
 /// # Errors
 /// Only those of `out`.
 pub fn write_current(out: &mut dyn Write) -> fmt::Result {
-    let Some(exchange) = CURRENT.take() else { return Ok(()) };
-    let written = write!(out, "[{}]", exchange.filter().meta().name)
-        .and_then(|()| exchange.read(|host| host.stream_id(out)).unwrap_or(Ok(())))
-        .and_then(|()| out.write_char(' '));
-    CURRENT.set(Some(exchange));
-    written
+    look(|exchange| {
+        write!(out, "[{}]", exchange.filter().meta().name)?;
+        exchange.read(|host| host.stream_id(out)).unwrap_or(Ok(()))?;
+        out.write_char(' ')
+    })
+    .unwrap_or(Ok(()))
+}
+
+/// Whether this thread is inside an event of an exchange whose filter's metrics go to `sink`.
+///
+/// For a host whose metrics can be touched only on its own threads, and only while the filter's
+/// config lives: it keeps the config for as long as an event of one of its exchanges runs.
+pub fn is_serving(sink: &dyn MetricSink) -> bool {
+    look(|exchange| exchange.filter().meta().panics.goes_to(sink)).unwrap_or(false)
 }

@@ -12,6 +12,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
@@ -40,7 +41,9 @@ const DEFAULT_LIMIT: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Exchange(Rc<Inner>);
 
-pub(crate) struct Inner<H: Host + ?Sized = dyn Host> {
+/// What an [`Exchange`] is a reference to. A host that hands it through a foreign language as one
+/// plain pointer makes it with [`shared`], and gets an `Exchange` back from it.
+pub struct Inner<H: Host + ?Sized = dyn Host> {
     filter: Arc<dyn ErasedFilter>,
     wake: OwnWaker,
     /// A poll of this exchange was asked for by an event.
@@ -53,6 +56,8 @@ pub(crate) struct Inner<H: Host + ?Sized = dyn Host> {
     alive: Cell<bool>,
     /// The host emits at any time.
     any_time: bool,
+    /// The filter has written the response's status.
+    status_changed: Cell<bool>,
     task: RefCell<Option<HandleFuture>>,
     state: RefCell<State>,
     /// Made by the first call to a cluster.
@@ -162,15 +167,45 @@ impl State {
     fn flow(&mut self, direction: Direction) -> &mut Flow {
         &mut self.side(direction).flow
     }
+    /// Nothing of the filter runs beside `handle`.
+    fn is_quiet(&self) -> bool {
+        self.request.pump.is_none()
+            && self.response.pump.is_none()
+            && self.reply.is_none()
+            && self.reply_to_come.is_none()
+    }
 }
 
 const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 
-impl Exchange {
-    /// An exchange of a loaded filter, on a stream.
-    pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
-        let any_time = host.capabilities().emit_any_time;
-        let state = State {
+/// As [`Exchange::new`], before the host's type is forgotten.
+pub fn shared<H: Host>(filter: &Loaded, host: H) -> Rc<Inner<H>> {
+    let any_time = host.capabilities().emit_any_time;
+    Rc::new(Inner {
+        filter: filter.0.clone(),
+        wake: OwnWaker::take(),
+        due: Cell::new(false),
+        busy: Cell::new(false),
+        depth: Cell::new(0),
+        alive: Cell::new(true),
+        any_time,
+        status_changed: Cell::new(false),
+        task: RefCell::new(None),
+        state: RefCell::new(State::new(any_time)),
+        calls: OnceCell::new(),
+        host,
+    })
+}
+
+impl<H: Host> From<Rc<Inner<H>>> for Exchange {
+    fn from(shared: Rc<Inner<H>>) -> Self {
+        Exchange(shared)
+    }
+}
+
+impl State {
+    fn new(any_time: bool) -> Self {
+        State {
             request: Side::new(any_time),
             response: Side::new(any_time),
             started: false,
@@ -184,20 +219,19 @@ impl Exchange {
             invalid: None,
             outcome: None,
             completed: false,
-        };
-        Exchange(Rc::new(Inner {
-            filter: filter.0.clone(),
-            wake: OwnWaker::take(),
-            due: Cell::new(false),
-            busy: Cell::new(false),
-            depth: Cell::new(0),
-            alive: Cell::new(true),
-            any_time,
-            task: RefCell::new(None),
-            state: RefCell::new(state),
-            calls: OnceCell::new(),
-            host,
-        }))
+        }
+    }
+}
+
+impl Exchange {
+    /// An exchange of a loaded filter, on a stream.
+    pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
+        shared(filter, host).into()
+    }
+
+    /// Whether this is the last reference to it.
+    pub fn is_last(&self) -> bool {
+        Rc::strong_count(&self.0) == 1
     }
 
     pub(crate) fn inner(&self) -> &Rc<Inner> {
@@ -303,6 +337,12 @@ impl Inner {
         self.alive.get().then(|| f(&self.host))
     }
 
+    /// The filter has written a pseudo header of the response: its status.
+    pub(crate) fn status_changed(&self) {
+        self.status_changed.set(true);
+    }
+
+    #[cold]
     pub(crate) fn poison(&self, error: HeaderError) {
         self.state.borrow_mut().invalid.get_or_insert_with(|| Box::new(error));
     }
@@ -342,8 +382,7 @@ impl Inner {
         if step.emit {
             self.append_output(direction, Area::Buffer);
         }
-        self.end_hook(direction);
-        if self.is_wanted(direction) { step.verdict } else { Verdict::Stop }
+        if self.end_hook(direction) { step.verdict } else { Verdict::Stop }
     }
 
     /// Whether a direction may still go on: what was moved may have ended the stream, or brought an
@@ -434,8 +473,7 @@ impl Inner {
         if end && step.verdict != DataVerdict::Continue {
             self.keep_end(direction);
         }
-        self.end_hook(direction);
-        if self.is_wanted(direction) { step.verdict } else { DataVerdict::StopNoBuffer }
+        if self.end_hook(direction) { step.verdict } else { DataVerdict::StopNoBuffer }
     }
 
     fn on_trailers(self: &Rc<Self>, direction: Direction) -> Verdict {
@@ -469,8 +507,7 @@ impl Inner {
         if step.again {
             self.wake.wake();
         }
-        self.end_hook(direction);
-        if self.is_wanted(direction) { step.verdict } else { Verdict::Stop }
+        if self.end_hook(direction) { step.verdict } else { Verdict::Stop }
     }
 
     fn on_local_reply(self: &Rc<Self>) {
@@ -551,12 +588,20 @@ impl Inner {
     }
 
     /// The verdict is there, but Envoy has not got it yet: the hook counts as over.
-    fn end_hook(&self, direction: Direction) {
-        self.state.borrow_mut().flow(direction).hook = None;
+    ///
+    /// Returns whether the direction may still go on: what was moved may have ended the stream, or
+    /// brought an event that the filter has answered with a reply.
+    fn end_hook(&self, direction: Direction) -> bool {
+        let mut state = self.state.borrow_mut();
+        let flow = state.flow(direction);
+        flow.hook = None;
+        let wanted = flow.mode != Mode::Discard;
+        drop(state);
         if self.any_time {
             self.wake_to_move();
         }
         self.end();
+        wanted && self.alive.get()
     }
 
     /// An event that is not a hook of a direction.
@@ -624,30 +669,36 @@ impl Inner {
     // ---- polling ----------------------------------------------------------------------------
 
     fn poll(self: &Rc<Self>) {
-        let meta = self.filter.meta();
-        let started = meta.clock.start();
-        let scope = current::Scope::enter(self);
-        self.busy.set(true);
-        let polled = guarded(|| self.poll_all());
-        self.busy.set(false);
-        match polled {
-            Ok(None) => (),
-            Ok(Some(error)) => self.fail(error),
-            Err(message) => self.fail(Error::panicked(message)),
-        }
-        if let Some(took) = meta.clock.over_budget(started) {
-            meta.slow_polls.inc();
-            tracing::warn!(
-                took_ms = took.as_secs_f64() * 1e3,
-                budget_ms = meta.clock.budget().as_secs_f64() * 1e3,
-                "the filter blocked the worker; use an async client, or attache::spawn_blocking"
-            );
-        }
-        drop(scope);
+        current::within(self, || {
+            let clock = &self.filter.meta().clock;
+            let started = clock.start();
+            self.busy.set(true);
+            let polled = guarded(|| self.poll_all());
+            self.busy.set(false);
+            match polled {
+                Ok(None) => (),
+                Ok(Some(error)) => self.fail(error),
+                Err(message) => self.fail(Error::panicked(message)),
+            }
+            if let Some(took) = clock.over_budget(started) {
+                self.was_slow(took);
+            }
+        });
         // The stream ended while the filter was running.
         if !self.alive.get() || self.state.borrow().completed {
             self.finish();
         }
+    }
+
+    #[cold]
+    fn was_slow(&self, took: Duration) {
+        let meta = self.filter.meta();
+        meta.slow_polls.inc();
+        tracing::warn!(
+            took_ms = took.as_secs_f64() * 1e3,
+            budget_ms = meta.clock.budget().as_secs_f64() * 1e3,
+            "the filter blocked the worker; use an async client, or attache::spawn_blocking"
+        );
     }
 
     fn poll_all(self: &Rc<Self>) -> Option<Error> {
@@ -664,6 +715,9 @@ impl Inner {
                     }
                 }
             }
+        }
+        if self.state.borrow().is_quiet() {
+            return None;
         }
         for direction in BOTH {
             if let Err(error) = self.poll_pump(direction, &mut cx) {
@@ -866,14 +920,15 @@ impl Inner {
         let arrived = self.state.borrow().response.flow.started;
         if response.message.headers.is_live(self, Map::ResponseHeaders) {
             self.state.borrow_mut().outcome = Some(Outcome::Responded);
-            let status = response.status();
             let untouched = response.message.body.is_live_of(self, Direction::Response)
                 && !self.state.borrow().response.flow.taken;
             // What came without a body may go on without one; anything else would break framing.
             let bodyless = if untouched {
-                has_no_body(status) && !self.is_drained(Direction::Response)
+                self.status_changed.get()
+                    && has_no_body(response.status())
+                    && !self.is_drained(Direction::Response)
             } else {
-                has_no_body(status) || self.is_head()
+                has_no_body(response.status()) || self.is_head()
             };
             self.release(Direction::Response, response.message, bodyless);
             return Ok(());
@@ -1049,7 +1104,6 @@ impl Inner {
 
     /// Logs an error, whose texts may be the filter's own code.
     fn log(self: &Rc<Self>, f: impl FnOnce()) {
-        let _scope = current::Scope::enter(self);
         if let Err(message) = guarded(f) {
             self.filter.meta().panics.inc();
             tracing::error!("the filter failed, and describing its error panicked: {message}");
@@ -1057,7 +1111,12 @@ impl Inner {
     }
 
     /// The filter has failed.
+    #[cold]
     fn fail(self: &Rc<Self>, error: Error) {
+        current::within(self, || self.decide_failure(error));
+    }
+
+    fn decide_failure(self: &Rc<Self>, error: Error) {
         let meta = self.filter.meta();
         let panicked = error.is_panic();
         if panicked {
@@ -1106,7 +1165,15 @@ impl Inner {
             if !self.alive.get() {
                 return;
             }
-            let effect = self.state.borrow_mut().effect.take();
+            let mut state = self.state.borrow_mut();
+            let effect = state.effect.take();
+            let movable = self.any_time
+                || state.request.flow.is_movable()
+                || state.response.flow.is_movable();
+            if effect.is_none() && state.reply.is_none() && !movable {
+                return;
+            }
+            drop(state);
             if let Some(effect) = effect {
                 self.apply(*effect);
             }
@@ -1213,8 +1280,7 @@ impl Inner {
         {
             let mut state = self.state.borrow_mut();
             let flow = state.flow(direction);
-            // Only what a hook has stopped can be moved between hooks.
-            if flow.hook.is_some() || !flow.stopped || !self.alive.get() {
+            if !flow.is_movable() || !self.alive.get() {
                 return;
             }
             let goes_on = matches!(flow.mode, Mode::Pass | Mode::Pump);
@@ -1318,11 +1384,10 @@ impl Inner {
                 trailers.append(name.as_str(), value);
             }
         }
-        if let Some(hook) = hook {
-            let _scope = current::Scope::enter(self);
-            if let Err(message) = guarded(|| hook(&mut trailers)) {
-                return self.fail_at_trailers(direction, Error::panicked(message));
-            }
+        if let Some(hook) = hook
+            && let Err(message) = current::within(self, || guarded(|| hook(&mut trailers)))
+        {
+            return self.fail_at_trailers(direction, Error::panicked(message));
         }
         match self.take_invalid() {
             Ok(()) => true,
@@ -1524,12 +1589,15 @@ impl Inner {
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
         let task = self.task.borrow_mut().take();
-        let (request, response, reply, to_come, hooks) = {
-            let mut state = self.state.borrow_mut();
-            let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
-            let pumps = (state.request.pump.take(), state.response.pump.take());
-            (pumps.0, pumps.1, state.reply.take(), state.reply_to_come.take(), hooks)
-        };
+        let mut state = self.state.borrow_mut();
+        let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
+        if task.is_none() && state.is_quiet() && hooks.0.is_none() && hooks.1.is_none() {
+            return;
+        }
+        let (request, response) = (state.request.pump.take(), state.response.pump.take());
+        let (reply, to_come) = (state.reply.take(), state.reply_to_come.take());
+        drop(state);
+        enter();
         self.drop_safely(task);
         self.drop_safely(request);
         self.drop_safely(response);
@@ -1543,12 +1611,13 @@ impl Inner {
     /// held.
     fn drop_safely<T>(self: &Rc<Self>, value: Option<T>) {
         let Some(value) = value else { return };
-        let _scope = current::Scope::enter(self);
         let was_busy = self.busy.replace(true);
-        if let Err(message) = guarded(|| drop(value)) {
-            self.filter.meta().panics.inc();
-            tracing::error!("the filter panicked while it was dropped: {message}");
-        }
+        current::within(self, || {
+            if let Err(message) = guarded(|| drop(value)) {
+                self.filter.meta().panics.inc();
+                tracing::error!("the filter panicked while it was dropped: {message}");
+            }
+        });
         self.busy.set(was_busy);
     }
 
@@ -1564,7 +1633,6 @@ impl Inner {
 
     /// Runs once, when nothing of the filter is on the stack.
     fn finish(self: &Rc<Self>) {
-        enter();
         self.drop_futures();
         self.wake.kill();
         let mut state = self.state.borrow_mut();
@@ -1578,11 +1646,12 @@ impl Inner {
         let undone = state.effect.take();
         drop(state);
         self.drop_safely(undone);
-        let _scope = current::Scope::enter(self);
-        if let Err(message) = guarded(|| self.filter.complete(&Completion { outcome })) {
-            self.filter.meta().panics.inc();
-            tracing::error!("the filter panicked in on_complete: {message}");
-        }
+        current::within(self, || {
+            if let Err(message) = guarded(|| self.filter.complete(&Completion { outcome })) {
+                self.filter.meta().panics.inc();
+                tracing::error!("the filter panicked in on_complete: {message}");
+            }
+        });
     }
 }
 

@@ -97,37 +97,42 @@ pub(crate) struct Flow {
 
 /// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
-    chunks: Option<VecDeque<Bytes>>,
+pub(crate) struct Queue(Option<Box<Chunks>>);
+
+#[derive(Debug, Default)]
+struct Chunks {
+    chunks: VecDeque<Bytes>,
     len: usize,
 }
 
 impl Queue {
     pub(crate) fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
-            self.len += chunk.len();
-            self.chunks.get_or_insert_default().push_back(chunk);
+            let queue = self.0.get_or_insert_default();
+            queue.len += chunk.len();
+            queue.chunks.push_back(chunk);
         }
     }
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
-        let chunk = self.chunks.as_mut()?.pop_front()?;
-        self.len -= chunk.len();
+        let queue = self.0.as_mut()?;
+        let chunk = queue.chunks.pop_front()?;
+        queue.len -= chunk.len();
         Some(chunk)
     }
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.0.as_ref().map_or(0, |queue| queue.len)
     }
     pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
     pub(crate) fn clear(&mut self) {
         *self = Queue::default();
     }
     pub(crate) fn into_chunks(self) -> impl Iterator<Item = Bytes> {
-        self.chunks.into_iter().flatten()
+        self.0.into_iter().flat_map(|queue| queue.chunks)
     }
     pub(crate) fn for_each(&self, mut f: impl FnMut(&[u8])) {
-        self.chunks.iter().flat_map(|c| c.iter()).for_each(|c| f(c));
+        self.0.iter().flat_map(|queue| &queue.chunks).for_each(|chunk| f(chunk));
     }
 }
 
@@ -221,6 +226,12 @@ impl Flow {
             end_recorded: false,
             goes_back: false,
         }
+    }
+
+    /// Whether something can be moved between hooks: only what a hook has stopped, and not while one
+    /// runs.
+    pub(crate) fn is_movable(&self) -> bool {
+        self.stopped && self.hook.is_none()
     }
 
     /// Whether the pump should be asked for more.

@@ -281,6 +281,9 @@ impl Headers {
             Repr::Live { exchange, map } => lowered(name, |name| {
                 check_name(name, *map, append)?;
                 check_value(name, value, *map)?;
+                if *map == Map::ResponseHeaders && name.starts_with(':') {
+                    exchange.status_changed();
+                }
                 exchange
                     .read(|host| match (append, value.is_empty()) {
                         (true, true) if !host.capabilities().empty_header_values => true,

@@ -40,7 +40,7 @@ pub use cluster::{
     Caller, Callout, CalloutError, CalloutErrorKind, Cluster, PendingCall, SharedCalls,
     SharedCluster, SharedRequest,
 };
-pub use current::write_current;
+pub use current::{is_serving, write_current};
 pub use error::{BodyError, ConfigError, Error, ErrorKind, Result, ResultExt};
 pub use filter::{Completion, ConfigHost, Filter, Outcome, Setup};
 pub use headers::{HeaderError, Headers, Trailers};

@@ -112,6 +112,10 @@ impl Counter {
     pub fn inc(&self) {
         self.add(1);
     }
+    /// Whether updates go to this very sink.
+    pub(crate) fn goes_to(&self, sink: &dyn MetricSink) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.0.sink), sink)
+    }
     /// Adds one, for these label values.
     pub fn inc_with(&self, labels: &[&str]) {
         self.add_with(labels, 1);

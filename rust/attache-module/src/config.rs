@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use attache_core::registry::Loaded;
 use attache_core::{
-    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls,
+    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls, is_serving,
 };
 
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
@@ -135,9 +135,9 @@ impl Sink {
 
 impl MetricSink for Sink {
     fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
-        if self.queue.is_served_here() {
-            // SAFETY: this thread is inside a hook of a stream of this config: a worker of Envoy's,
-            // and the stream keeps the config.
+        if is_serving(self) {
+            // SAFETY: this thread is inside an event of an exchange of this config. Only our hooks
+            // report events: it is a worker of Envoy's, and the hook's stream keeps the config.
             unsafe { self.apply(metric, op, value, labels) }
         } else if self.queue.leave(metric, op, value, labels) {
             // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the

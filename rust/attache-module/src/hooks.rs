@@ -4,12 +4,14 @@
 //! those that we gave it; Envoy calls the hooks of a stream on its worker thread, in order, and none
 //! after destroy.
 
+use std::any::Any;
 use std::ffi::c_char;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use attache_core::PendingCall;
-use attache_core::exchange::Exchange;
+use attache_core::exchange::{self, Exchange};
 use attache_core::host::{CallFailure, DataVerdict, Direction, Verdict};
 use attache_core::registry::Registry;
 
@@ -133,24 +135,27 @@ macro_rules! export_module {
 /// Runs a hook. A panic here is a fault of the runtime (a filter's own are caught closer to it); it
 /// must not unwind into Envoy, so the hook answers `safe`.
 fn shielded<R>(what: &str, safe: R, f: impl FnOnce() -> R) -> R {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
-        if let Some(module) = MODULE.get() {
-            log::write(
-                &module.api,
-                log_level::CRITICAL,
-                &format!("attache: the runtime panicked in {what}; this is a bug in Attaché"),
-            );
-        }
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        runtime_panicked(what, panic);
         safe
     })
 }
 
-/// What Envoy keeps for us per stream.
-struct ModuleStream {
-    exchange: Exchange,
-    /// Envoy's stream holds the config for as long as it runs our hooks.
-    config: *const ModuleConfig,
+#[cold]
+fn runtime_panicked(what: &str, panic: Box<dyn Any + Send>) {
+    if let Some(module) = MODULE.get() {
+        log::write(
+            &module.api,
+            log_level::CRITICAL,
+            &format!("attache: the runtime panicked in {what}; this is a bug in Attaché"),
+        );
+    }
+    // Its `Drop` may panic as well; there is nowhere to go with it.
+    std::mem::forget(panic);
 }
+
+/// An exchange of ours, as Envoy keeps it.
+type Shared = exchange::Inner<Stream>;
 
 /// Runs a hook of a stream.
 ///
@@ -162,26 +167,31 @@ unsafe fn with_stream<R>(
     safe: R,
     f: impl FnOnce(&Exchange) -> R,
 ) -> R {
-    // SAFETY: the caller's promise. The hook may destroy the stream before it returns, so only a
-    // clone of it is used; the config stays until the hook has returned.
-    let (exchange, sink) = unsafe {
-        let stream = &*stream.cast::<ModuleStream>();
-        (stream.exchange.clone(), &*(*stream.config).sink)
+    // SAFETY: the caller's promise: it came from `Rc::into_raw`, and its reference is not given up
+    // yet. The hook may destroy the stream before it returns, so it works on a reference of its own.
+    let exchange = unsafe {
+        let stream = stream.cast::<Shared>();
+        Rc::increment_strong_count(stream);
+        Exchange::from(Rc::from_raw(stream))
     };
-    let mut answer = None;
-    shielded(what, (), || {
-        let _serving = sink.queue.serve();
-        // Moved in: dropping the last clone may drop the filter itself.
-        let exchange = exchange;
-        match catch_unwind(AssertUnwindSafe(|| f(&exchange))) {
-            Ok(verdict) => answer = Some(verdict),
-            Err(panic) => {
-                exchange.abort();
-                resume_unwind(panic);
-            }
+    let answer = match catch_unwind(AssertUnwindSafe(|| f(&exchange))) {
+        Ok(answer) => answer,
+        Err(panic) => {
+            runtime_panicked(what, panic);
+            shielded(what, (), || exchange.abort());
+            safe
         }
-    });
-    answer.unwrap_or(safe)
+    };
+    if exchange.is_last() {
+        give_up(what, exchange);
+    }
+    answer
+}
+
+/// Gives up the last reference to an exchange: what it owns may panic when it is dropped.
+#[cold]
+fn give_up(what: &str, exchange: Exchange) {
+    shielded(what, (), || drop(exchange));
 }
 
 fn headers_verdict(verdict: Verdict) -> u32 {
@@ -318,9 +328,8 @@ extern "C" fn envoy_dynamic_module_on_http_filter_new(
     let config = config.cast::<ModuleConfig>();
     // SAFETY: from `config_new`; Envoy's stream holds its config.
     let loaded = unsafe { &(*config).loaded };
-    let exchange = Exchange::new(loaded, Stream::new(envoy, &module().api));
-    let stream = ModuleStream { exchange, config };
-    Box::into_raw(Box::new(stream)).cast_const().cast()
+    let exchange = exchange::shared(loaded, Stream::new(envoy, &module().api));
+    Rc::into_raw(exchange).cast()
 }
 
 /// Request headers.
@@ -469,14 +478,11 @@ extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(
 /// The stream goes.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_destroy(stream: ModulePtr) {
-    // SAFETY: from `.._filter_new`, and destroyed once.
-    let stream = unsafe { Box::from_raw(stream.cast_mut().cast::<ModuleStream>()) };
     shielded("destroy", (), || {
-        // Moved in: dropping it may drop the filter itself.
-        let stream = stream;
-        // SAFETY: Envoy's stream holds its config until this hook has returned.
-        let _serving = unsafe { &*stream.config }.sink.queue.serve();
-        stream.exchange.destroy();
+        // SAFETY: from `.._filter_new`, and destroyed once. Taken back in here: dropping it may drop
+        // the filter itself.
+        let exchange = Exchange::from(unsafe { Rc::from_raw(stream.cast::<Shared>()) });
+        exchange.destroy();
     });
 }
 

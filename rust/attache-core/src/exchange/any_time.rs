@@ -34,8 +34,7 @@ impl Inner {
         if end && step.verdict != DataVerdict::Continue {
             self.keep_end(direction);
         }
-        self.end_hook(direction);
-        if self.is_wanted(direction) { step.verdict } else { DataVerdict::StopNoBuffer }
+        if self.end_hook(direction) { step.verdict } else { DataVerdict::StopNoBuffer }
     }
 
     /// The end of a message has come without trailers, and the hook that brings it is the one place
