@@ -45,7 +45,7 @@ pub use error::{BodyError, ConfigError, Error, ErrorKind, Result, ResultExt};
 pub use filter::{Completion, ConfigHost, Filter, Outcome, Setup};
 pub use headers::{HeaderError, Headers, Trailers};
 pub use message::{Next, Request, Response};
-pub use metric_queue::{MetricQueue, Serving};
+pub use metric_queue::MetricQueue;
 pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
 pub use views::{View, Views};

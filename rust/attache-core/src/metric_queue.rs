@@ -1,9 +1,9 @@
 //! Metric updates from threads that are not the host's, on their way to its main thread.
 //!
 //! Envoy's stats can be touched only on Envoy's threads, and only while the config lives. A stream
-//! of the config proves both; from anywhere else the update goes through a queue.
+//! of the config proves both ([`is_serving`](crate::is_serving)); from anywhere else the update goes
+//! through a queue.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -29,18 +29,6 @@ pub struct MetricQueue {
     dropped: AtomicBool,
 }
 
-thread_local!(static SERVING: Cell<*const MetricQueue> = const { Cell::new(std::ptr::null()) });
-
-/// While it lives, this thread runs an event of a stream of one config.
-#[derive(Debug)]
-pub struct Serving(*const MetricQueue);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        SERVING.set(self.0);
-    }
-}
-
 impl MetricQueue {
     /// An empty queue.
     #[expect(clippy::new_without_default, reason = "a queue belongs to a config")]
@@ -51,17 +39,6 @@ impl MetricQueue {
             closed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         }
-    }
-
-    /// Says, for as long as the result lives, that this thread runs an event of a stream of this
-    /// config.
-    pub fn serve(&self) -> Serving {
-        Serving(SERVING.replace(self))
-    }
-
-    /// Whether it does: a thread of the host's, and the stream keeps the config.
-    pub fn is_served_here(&self) -> bool {
-        std::ptr::eq(SERVING.get(), self)
     }
 
     /// Leaves an update for the main thread, unless the config has gone. Returns whether the main
@@ -146,18 +123,5 @@ mod tests {
             queue.leave(METRIC, MetricOp::Add, 1, &[]);
         }
         assert_eq!(taken(&queue).len(), LENGTH);
-    }
-
-    #[test]
-    fn a_thread_serves_one_config_at_a_time() {
-        let (outer, inner) = (MetricQueue::new(), MetricQueue::new());
-        let serving = outer.serve();
-        {
-            let _serving = inner.serve();
-            assert!(inner.is_served_here() && !outer.is_served_here());
-        }
-        assert!(outer.is_served_here());
-        drop(serving);
-        assert!(!outer.is_served_here());
     }
 }

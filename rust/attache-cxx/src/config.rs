@@ -6,7 +6,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use attache_core::registry::{Defaults, Loaded, Registry};
-use attache_core::{ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, guarded};
+use attache_core::{
+    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, guarded, is_serving,
+};
 use cxx::UniquePtr;
 
 use crate::bridge::ffi;
@@ -67,10 +69,6 @@ pub(crate) struct FilterConfig {
 impl FilterConfig {
     pub(crate) fn loaded(&self) -> &Loaded {
         self.loaded.as_ref().expect("the filter is there until it is dropped")
-    }
-
-    pub(crate) fn queue(&self) -> &MetricQueue {
-        &self.sink.queue
     }
 
     pub(crate) fn on_scheduled(&self) {
@@ -196,9 +194,9 @@ impl Sink {
 
 impl MetricSink for Sink {
     fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
-        if self.queue.is_served_here() {
-            // SAFETY: this thread is inside an event of a stream of this config: a worker of Envoy's,
-            // and the stream keeps the config.
+        if is_serving(self) {
+            // SAFETY: this thread is inside an event of an exchange of this config. Only a `Stream`
+            // reports events: it is a worker of Envoy's, and C++ keeps the config for the stream.
             unsafe { self.apply(metric, op, value, labels) }
         } else if self.queue.leave(metric, op, value, labels) {
             self.notifier.notify();

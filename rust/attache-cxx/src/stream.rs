@@ -21,11 +21,11 @@ const HEADERS: usize = 32;
 const SLICES: usize = 16;
 
 /// A stream, for C++ to keep.
+///
+/// C++ keeps the config for as long as the stream.
 pub(crate) struct Stream {
     /// Not there if the runtime failed to make it: all is held then.
     exchange: Option<Exchange>,
-    /// C++ keeps it for longer than the stream.
-    config: NonNull<FilterConfig>,
 }
 
 /// # Safety
@@ -35,20 +35,14 @@ pub(crate) unsafe fn new_stream(config: &FilterConfig, host: *mut StreamHost) ->
         let host = NonNull::new(host).expect("a stream has a host");
         Exchange::new(config.loaded(), CxxHost { host, views: Views::default() })
     };
-    Box::new(Stream { exchange: shielded("new_stream", begin).ok(), config: config.into() })
+    Box::new(Stream { exchange: shielded("new_stream", begin).ok() })
 }
 
 impl Stream {
     /// Runs an event.
     fn event<R>(&self, what: &str, safe: R, f: impl FnOnce(&Exchange) -> R) -> R {
         let Some(exchange) = &self.exchange else { return safe };
-        // SAFETY: the config outlives the stream (`new_stream`).
-        let config = unsafe { self.config.as_ref() };
-        let run = || {
-            let _serving = config.queue().serve();
-            f(exchange)
-        };
-        shielded(what, run).unwrap_or_else(|_| {
+        shielded(what, || f(exchange)).unwrap_or_else(|_| {
             let _ = shielded("abort", || exchange.abort());
             safe
         })
@@ -99,6 +93,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // Where C++ has done it, it does nothing more.
         self.on_destroy();
+        // It may be the last owner of the filter, whose `Drop` is the filter's.
+        let _ = shielded("drop", || drop(self.exchange.take()));
     }
 }
 
