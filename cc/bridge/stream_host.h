@@ -35,6 +35,7 @@ namespace attache {
 namespace bridge {
 
 enum class Area : std::uint8_t;
+enum class CallStart : std::uint8_t;
 enum class Direction : std::uint8_t;
 enum class HeaderMapType : std::uint8_t;
 struct Bytes;
@@ -140,6 +141,37 @@ public:
 
   // Resets the stream, both ways.
   virtual void reset(rust::Str details) noexcept = 0;
+
+  // ---- Calls to clusters -----------------------------------------------------------------------
+  //
+  // What comes of a call is reported by `Stream::onCall..`, after startCall has returned and until
+  // the call is over or reset; a call that fails within startCall is not reported at all. Calls end
+  // with the stream: after onDestroy nothing is reported. A host that does not call clusters leaves
+  // these as they are.
+
+  // Starts a call; `headers` are all of them. `timeout_ms` is how long the response may take once the
+  // request has ended; 0 means for ever. Gives the call an id if it answers Started.
+  virtual CallStart startCall(rust::Str cluster, rust::Slice<const HeaderView> headers,
+                              rust::Slice<const std::uint8_t> body, bool end_stream,
+                              std::uint64_t timeout_ms, std::uint64_t& id) noexcept {
+    (void)cluster, (void)headers, (void)body, (void)end_stream, (void)timeout_ms, (void)id;
+    return CallStart{0}; // Unsupported
+  }
+
+  // Sends more of the request. False if the call is over. It may report events of the call.
+  virtual bool sendCallData(std::uint64_t id, rust::Slice<const std::uint8_t> data,
+                            bool end_stream) noexcept {
+    (void)id, (void)data, (void)end_stream;
+    return false;
+  }
+  virtual bool sendCallTrailers(std::uint64_t id,
+                                rust::Slice<const HeaderView> trailers) noexcept {
+    (void)id, (void)trailers;
+    return false;
+  }
+
+  // Cancels a call. Does nothing if it is over. Also called within onComplete.
+  virtual void resetCall(std::uint64_t id) noexcept { (void)id; }
 
   // ---- The rest --------------------------------------------------------------------------------
 

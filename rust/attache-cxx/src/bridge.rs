@@ -112,6 +112,35 @@ pub(crate) mod ffi {
         Record,
     }
 
+    /// What came of starting a call to a cluster.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum CallStart {
+        /// This host does not call clusters.
+        Unsupported,
+        Started,
+        UnknownCluster,
+        /// `:method`, `:path` or `:authority` is missing.
+        InvalidRequest,
+        /// The cluster takes no request now.
+        Unavailable,
+        /// A circuit breaker is open.
+        Overflow,
+    }
+
+    /// Why a call failed.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum CallFailure {
+        /// It was reset, or nobody knows: the clock then tells whether its time was over.
+        Reset,
+        Timeout,
+        /// A circuit breaker is open.
+        Overflow,
+        /// The response is larger than the host takes.
+        TooLarge,
+    }
+
     /// Bytes that whoever made this owns. How long they stay is said where it is passed.
     #[derive(Clone, Copy)]
     struct Bytes {
@@ -251,6 +280,29 @@ pub(crate) mod ffi {
         fn send_reply_trailers(self: Pin<&mut StreamHost>, trailers: &[HeaderView]);
         fn reset(self: Pin<&mut StreamHost>, details: &str);
 
+        #[cxx_name = "startCall"]
+        fn start_call(
+            self: Pin<&mut StreamHost>,
+            cluster: &str,
+            headers: &[HeaderView],
+            body: &[u8],
+            end_stream: bool,
+            timeout_ms: u64,
+            id: &mut u64,
+        ) -> CallStart;
+        #[cxx_name = "sendCallData"]
+        fn send_call_data(
+            self: Pin<&mut StreamHost>,
+            id: u64,
+            data: &[u8],
+            end_stream: bool,
+        ) -> bool;
+        #[cxx_name = "sendCallTrailers"]
+        fn send_call_trailers(self: Pin<&mut StreamHost>, id: u64, trailers: &[HeaderView])
+        -> bool;
+        #[cxx_name = "resetCall"]
+        fn reset_call(self: Pin<&mut StreamHost>, id: u64);
+
         #[cxx_name = "makeNotifier"]
         fn make_notifier(self: Pin<&mut StreamHost>) -> UniquePtr<Notifier>;
         #[cxx_name = "routeConfig"]
@@ -330,6 +382,24 @@ pub(crate) mod ffi {
         /// nearer to the client have caused.
         #[cxx_name = "onUpstreamWatermark"]
         fn on_upstream_watermark(self: &Stream, above: bool);
+        /// The headers of the response to a call have arrived, `:status` among them. What is passed
+        /// here and below has to stay during the call. An id that Rust does not know any more is
+        /// ignored.
+        #[cxx_name = "onCallHeaders"]
+        fn on_call_headers(self: &Stream, id: u64, headers: &[HeaderView], end_stream: bool);
+        /// A piece of its body; `end_stream` also when it is empty.
+        #[cxx_name = "onCallData"]
+        fn on_call_data(self: &Stream, id: u64, slices: &[Bytes], end_stream: bool);
+        /// Its trailers.
+        #[cxx_name = "onCallTrailers"]
+        fn on_call_trailers(self: &Stream, id: u64, trailers: &[HeaderView]);
+        /// It is over, and all of it was reported.
+        #[cxx_name = "onCallComplete"]
+        fn on_call_complete(self: &Stream, id: u64);
+        /// It is over, and has failed.
+        #[cxx_name = "onCallFailed"]
+        fn on_call_failed(self: &Stream, id: u64, failure: CallFailure);
+
         /// The stream has ended; its host can still be called.
         #[cxx_name = "onComplete"]
         fn on_complete(self: &Stream);

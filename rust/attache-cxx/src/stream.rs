@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use attache_core::Views;
 use attache_core::exchange::Exchange;
-use attache_core::host::{self, Capabilities, Host, LocalReply, Map, Notify};
+use attache_core::host::{
+    self, CallFailure, CallRefused, CallStart, Capabilities, Host, LocalReply, Map, Notify,
+};
 use attache_core::log::write_stream_id;
 use bytes::Bytes;
 
@@ -80,6 +82,38 @@ impl Stream {
         self.event("watermark", (), |exchange| exchange.upstream_watermark(above));
     }
 
+    pub(crate) fn on_call_headers(&self, id: u64, headers: &[HeaderView], end_stream: bool) {
+        self.event("call_headers", (), |exchange| {
+            exchange.call_headers(id, end_stream, fields(headers));
+        });
+    }
+
+    pub(crate) fn on_call_data(&self, id: u64, slices: &[ffi::Bytes], end_stream: bool) {
+        self.event("call_data", (), |exchange| {
+            // SAFETY: C++ keeps the bytes during this call.
+            let slices = slices.iter().map(|slice| unsafe { slice.as_slice() });
+            exchange.call_data(id, end_stream, slices);
+        });
+    }
+
+    pub(crate) fn on_call_trailers(&self, id: u64, trailers: &[HeaderView]) {
+        self.event("call_trailers", (), |exchange| exchange.call_trailers(id, fields(trailers)));
+    }
+
+    pub(crate) fn on_call_complete(&self, id: u64) {
+        self.event("call_complete", (), |exchange| exchange.call_complete(id));
+    }
+
+    pub(crate) fn on_call_failed(&self, id: u64, failure: ffi::CallFailure) {
+        let failure = match failure {
+            ffi::CallFailure::Timeout => Some(CallFailure::Timeout),
+            ffi::CallFailure::Overflow => Some(CallFailure::Overflow),
+            ffi::CallFailure::TooLarge => Some(CallFailure::TooLarge),
+            _ => None,
+        };
+        self.event("call_failed", (), |exchange| exchange.call_failed(id, failure));
+    }
+
     pub(crate) fn on_complete(&self) {
         self.event("complete", (), Exchange::complete);
     }
@@ -146,6 +180,14 @@ impl ffi::Bytes {
 
 impl HeaderView {
     const EMPTY: HeaderView = HeaderView { name: ffi::Bytes::EMPTY, value: ffi::Bytes::EMPTY };
+}
+
+/// Header fields that C++ keeps during the call that runs.
+fn fields(headers: &[HeaderView]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    headers.iter().map(|header| {
+        // SAFETY: views in what C++ passes to an event stay as long as the list itself.
+        unsafe { (header.name.as_slice(), header.value.as_slice()) }
+    })
 }
 
 fn header_views(list: &[(&[u8], &[u8])]) -> Vec<HeaderView> {
@@ -317,6 +359,42 @@ impl Host for CxxHost {
 
     fn reset(&self, details: &str) {
         self.host_mut().reset(details);
+    }
+
+    fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {
+        let timeout = call
+            .timeout
+            .map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let headers = header_views(call.headers);
+        let mut id = 0;
+        let started = self.host_mut().start_call(
+            call.cluster,
+            &headers,
+            call.body,
+            call.end_stream,
+            timeout,
+            &mut id,
+        );
+        match started {
+            ffi::CallStart::Started => Ok(id),
+            ffi::CallStart::UnknownCluster => Err(CallRefused::UnknownCluster),
+            ffi::CallStart::InvalidRequest => Err(CallRefused::InvalidRequest),
+            ffi::CallStart::Unavailable => Err(CallRefused::Unavailable),
+            ffi::CallStart::Overflow => Err(CallRefused::Overflow),
+            _ => Err(CallRefused::Unsupported),
+        }
+    }
+
+    fn send_call_data(&self, call: u64, data: &[u8], end_stream: bool) -> bool {
+        self.host_mut().send_call_data(call, data, end_stream)
+    }
+
+    fn send_call_trailers(&self, call: u64, trailers: &[(&[u8], &[u8])]) -> bool {
+        self.host_mut().send_call_trailers(call, &header_views(trailers))
+    }
+
+    fn reset_call(&self, call: u64) {
+        self.host_mut().reset_call(call);
     }
 
     fn notifier(&self) -> Box<dyn Notify> {
