@@ -786,10 +786,14 @@ impl Inner {
             || !side.flow.ended
             // The hook that brings the end decides.
             || (self.any_time && side.flow.hook.is_some());
-        if side.out_trailers.as_ref().is_some_and(|t| !t.is_empty()) && !possible {
-            return Err(no_new_trailers());
+        if possible {
+            return Ok(());
         }
-        Ok(())
+        // They are refused once.
+        match side.out_trailers.take() {
+            Some(trailers) if !trailers.is_empty() => Err(no_new_trailers()),
+            _ => Ok(()),
+        }
     }
 
     fn poll_reply(&self, cx: &mut Context<'_>) -> Result<()> {
@@ -1064,6 +1068,7 @@ impl Inner {
             }
         });
         let bodyless = self.is_head();
+        let trailers = trailers.filter(|_| !bodyless);
         let mut state = self.state.borrow_mut();
         state.outcome = Some(Outcome::Replied);
         let side = &mut state.response;

@@ -6,6 +6,7 @@
 
 use crate::random::number;
 use crate::support::*;
+use attache_test::model::Kind;
 
 const DEPTH: u64 = 5;
 
@@ -42,7 +43,9 @@ fn programs() -> Vec<Program> {
         request(Change::Stream(Wait::Sleep)),
         request(Change::PipeOne(Wait::Yield)),
         response(Change::Map),
+        request(Change::Trailers(Wait::No)),
         response(Change::Pipe(Wait::Yield, Wait::Sleep)),
+        response(Change::Trailers(Wait::Yield)),
         response(Change::Stream(Wait::Sleep)),
         response(Change::Empty),
         early(Finish::Own(Own::Full)),
@@ -75,13 +78,13 @@ fn explore(case: &mut Case, depth: u64, runs: &mut u32) {
     }
 }
 
-fn all_orders(trailers: bool, late_end: bool) {
+fn all_orders(kind: Kind, trailers: bool, late_end: bool) {
     let depth = number("ATTACHE_DEPTH", DEPTH);
     let script = Script { chunks: vec![3, 3], trailers, late_end: !trailers, length: false };
     let mut runs = 0;
     for program in programs() {
         let (request, response) = (script.clone(), script.clone());
-        let mut case = Case { program, request, response, late_end, ..Case::default() };
+        let mut case = Case { kind, program, request, response, late_end, ..Case::default() };
         explore(&mut case, depth, &mut runs);
     }
     println!("{runs} sequences");
@@ -89,10 +92,20 @@ fn all_orders(trailers: bool, late_end: bool) {
 
 #[test]
 fn every_order_of_messages_that_end_with_data() {
-    all_orders(false, false);
+    all_orders(Kind::Stock, false, false);
 }
 
 #[test]
 fn every_order_of_messages_that_end_with_trailers() {
-    all_orders(true, true);
+    all_orders(Kind::Stock, true, true);
+}
+
+#[test]
+fn every_order_of_messages_that_end_with_data_when_compiled_in() {
+    all_orders(Kind::CompiledIn, false, false);
+}
+
+#[test]
+fn every_order_of_messages_that_end_with_trailers_when_compiled_in() {
+    all_orders(Kind::CompiledIn, true, true);
 }

@@ -55,6 +55,8 @@ pub(crate) enum Change {
     Pipe(Wait, Wait),
     /// As `Pipe`, but it stops reading after one chunk.
     PipeOne(Wait),
+    /// As `Pipe`, and it ends with trailers.
+    Trailers(Wait),
     Full,
     Empty,
     Stream(Wait),
@@ -132,6 +134,7 @@ pub(crate) enum Event {
     Tasks,
     Time,
     Watermark,
+    UpstreamWatermark,
     Hold(bool, Direction),
     Release(bool, Direction),
     ClientReset,
@@ -266,6 +269,7 @@ fn stream(pause: Wait) -> Body {
 }
 
 fn change(body: Body, change: Change) -> Body {
+    let ends = matches!(change, Change::Trailers(_));
     let holder = |body: Body, each: Wait, end: Wait, one: bool| {
         let mut request = Response::new(StatusCode::OK).with_body(body);
         request.pipe_body(move |mut input, mut output| async move {
@@ -280,7 +284,13 @@ fn change(body: Body, change: Change) -> Body {
                 }
             }
             wait(end).await?;
-            output.send(&b"."[..]).await
+            output.send(&b"."[..]).await?;
+            if ends {
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("x-made", "1".parse().unwrap());
+                output.send_trailers(trailers).await?;
+            }
+            Ok(())
         });
         request.take_body()
     };
@@ -297,6 +307,7 @@ fn change(body: Body, change: Change) -> Body {
         }
         Change::Pipe(each, end) => holder(body, each, end, false),
         Change::PipeOne(each) => holder(body, each, Wait::No, true),
+        Change::Trailers(end) => holder(body, Wait::No, end, false),
         Change::Full => Body::from(OWN),
         Change::Empty => Body::empty(),
         Change::Stream(pause) => stream(pause),
@@ -535,6 +546,7 @@ struct Play<'a> {
     client: VecDeque<Piece>,
     upstream: VecDeque<Piece>,
     above: bool,
+    upstream_above: bool,
     disturbed: bool,
 }
 
@@ -581,6 +593,10 @@ impl Play<'_> {
                 self.above = !self.above;
                 self.model.client_watermark(self.above);
             }
+            Event::UpstreamWatermark => {
+                self.upstream_above = !self.upstream_above;
+                self.model.upstream_watermark(self.upstream_above);
+            }
             // An earlier filter that begins to hold in the middle of a message cannot be told from a
             // later one: Envoy's shared buffer does not work with it.
             Event::Hold(before, direction)
@@ -622,6 +638,9 @@ impl Play<'_> {
         if self.above {
             self.event(Event::Watermark);
         }
+        if self.upstream_above {
+            self.event(Event::UpstreamWatermark);
+        }
         let mut idle = 0;
         let mut turns = 0;
         let mut released = true;
@@ -653,7 +672,7 @@ fn changed(change: Change, rest: &[u8]) -> Option<Vec<u8>> {
     Some(match change {
         Change::Keep => rest.to_vec(),
         Change::Map => mapped(rest).to_vec(),
-        Change::Pipe(..) => [&mapped(rest)[..], b"."].concat(),
+        Change::Pipe(..) | Change::Trailers(_) => [&mapped(rest)[..], b"."].concat(),
         // Which bytes are the first chunk depends on the timing.
         Change::PipeOne(_) => return None,
         Change::Full | Change::Stream(_) => OWN.to_vec(),
@@ -725,6 +744,7 @@ fn run_in(case: &Case, world: &World) -> Result<bool, String> {
         client: pieces(head, &case.request),
         upstream: pieces(status, &response),
         above: false,
+        upstream_above: false,
         disturbed: false,
     };
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -812,11 +832,14 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
         if let Some(want) = &want {
             body_is(&upstream, want, "the upstream")?;
         }
-        if upstream.ended && case.request.trailers != upstream.trailers.is_some() {
+        let made = next && matches!(program.request, Change::Trailers(_));
+        let trailers = made || case.request.trailers;
+        if upstream.ended && trailers != upstream.trailers.is_some() {
             return Err(format!("request trailers: {:?}", upstream.trailers));
         }
         if upstream.trailers.is_some()
-            && (!has(&upstream.trailers, "x-trailer")
+            && (has(&upstream.trailers, "x-made") != made
+                || has(&upstream.trailers, "x-trailer") == made
                 || has(&upstream.trailers, "x-mapped") != (next && program.request_trailers))
         {
             return Err(format!("request trailers: {:?}", upstream.trailers));
@@ -836,7 +859,12 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
         if let Some(want) = &want {
             body_is(&client, want, "the client")?;
         }
-        if client.ended && response.trailers != client.trailers.is_some() {
+        let bare = case.head || failed_open;
+        let made = !bare && matches!(program.response, Change::Trailers(_));
+        if client.ended && (made || response.trailers) != client.trailers.is_some() {
+            return Err(format!("response trailers: {:?}", client.trailers));
+        }
+        if client.trailers.is_some() && has(&client.trailers, "x-made") != made {
             return Err(format!("response trailers: {:?}", client.trailers));
         }
         if client.trailers.is_some()
@@ -863,6 +891,10 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
             Some(_) => OWN.to_vec(),
         };
         body_is(&client, &want, "the client")?;
+        let trailers = chosen == Some(Own::Trailers) && !case.head;
+        if client.ended && has(&client.trailers, "x-last") != trailers {
+            return Err(format!("the reply's trailers: {:?}", client.trailers));
+        }
     }
     if has(&client.headers, "x-new") && !foreign {
         let want = if case.head { &[] } else { rest };
@@ -897,7 +929,13 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
             _ => false,
         })
     };
-    let may_fail = over(&program.before, 0) || over(&program.after, 1) || taken_by_chunks(program);
+    // Whether they are ready in time is up to the timing.
+    let made = |change, script: &Script| matches!(change, Change::Trailers(_)) && !script.trailers;
+    let may_fail = over(&program.before, 0)
+        || over(&program.after, 1)
+        || taken_by_chunks(program)
+        || made(program.request, &case.request)
+        || made(program.response, response);
     let expect = |ok: bool, what: &str| {
         if ok || may_fail {
             return Ok(());
