@@ -252,6 +252,12 @@ impl TestExchange {
         self.step(Model::upstream_reset);
     }
 
+    /// The upstream's connection is full (`true`), or takes more again. The client is then paused, and
+    /// so is what a compiled-in filter sends of its own accord.
+    pub fn upstream_watermark(&self, above: bool) {
+        self.step(|model| model.upstream_watermark(above));
+    }
+
     /// Whether the upstream is asked to pause, because what it sent is not read.
     pub fn upstream_is_paused(&self) -> bool {
         self.model.paused(Direction::Response)

@@ -188,3 +188,252 @@ impl Flow {
         DataStep { verdict: DataVerdict::StopAndWatermark, input: Input::Leave, emit: false }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const QUIET: Around = Around { overtakes: false, blocked: false };
+    const OTHERS: Around = Around { overtakes: true, blocked: false };
+    const BLOCKED: Around = Around { overtakes: false, blocked: true };
+
+    const RELEASE_OUTPUT: Move = Move::Inject { input: Input::Leave, end: false };
+
+    fn flow(mode: Mode) -> Flow {
+        Flow { any_time: true, started: true, mode, ..Flow::new() }
+    }
+
+    /// A pump whose headers have gone.
+    fn pump() -> Flow {
+        let mut flow = flow(Mode::Pump);
+        assert_eq!(flow.on_headers().verdict, Verdict::Continue);
+        flow
+    }
+
+    fn output(flow: &mut Flow) {
+        flow.out.push(Bytes::from_static(b"out"));
+    }
+
+    fn ended(flow: &mut Flow) {
+        flow.ended = true;
+    }
+
+    #[test]
+    fn output_needs_no_stop_and_no_input() {
+        let mut flow = pump();
+        assert_eq!(flow.plan(|| QUIET), Move::Nothing);
+        output(&mut flow);
+        assert!(!flow.stopped);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+        // It carries nothing along, whatever others hold.
+        assert_eq!(flow.plan(|| OTHERS), RELEASE_OUTPUT);
+    }
+
+    #[test]
+    fn output_for_all_of_a_frame_takes_its_place() {
+        let mut flow = pump();
+        output(&mut flow);
+        let step = flow.data_any_time(0, false);
+        assert_eq!((step.verdict, step.emit), (DataVerdict::Continue, true));
+        assert!(!flow.stopped);
+    }
+
+    #[test]
+    fn output_does_not_flush_input_that_is_still_to_be_read() {
+        let mut flow = pump();
+        output(&mut flow);
+        let step = flow.data_any_time(4, false);
+        assert_eq!((step.verdict, step.emit), (DataVerdict::StopAndWatermark, false));
+        assert_eq!(flow.held, 4);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+        flow.moved(&RELEASE_OUTPUT);
+        assert_eq!((flow.held, flow.stopped), (4, true));
+    }
+
+    #[test]
+    fn a_stopped_direction_does_not_continue_past_what_others_hold() {
+        let mut flow = pump();
+        flow.stopped = true;
+        output(&mut flow);
+        assert_eq!(flow.data_any_time(0, true).verdict, DataVerdict::StopAndWatermark);
+        assert_eq!(flow.data_any_time(0, false).verdict, DataVerdict::Continue);
+
+        let mut flow = self::flow(Mode::Pass);
+        flow.stopped = true;
+        assert_eq!(flow.data_any_time(3, true).verdict, DataVerdict::StopAndWatermark);
+        assert_eq!(flow.held, 3);
+        assert_eq!(flow.plan(|| OTHERS), Move::Release);
+        flow.moved(&Move::Release);
+        assert_eq!((flow.held, flow.stopped, flow.released), (0, true, true));
+        assert_eq!(flow.plan(|| OTHERS), Move::Nothing);
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Leave });
+    }
+
+    #[test]
+    fn a_passed_message_is_resumed_and_then_out_of_the_way() {
+        let mut flow = flow(Mode::Hold);
+        assert_eq!(flow.on_headers().verdict, Verdict::Stop);
+        assert_eq!(flow.data_any_time(3, false).verdict, DataVerdict::StopAndWatermark);
+        assert_eq!(flow.plan(|| QUIET), Move::Nothing);
+        flow.mode = Mode::Pass;
+        let resume = Move::Resume { input: Input::Leave };
+        assert_eq!(flow.plan(|| QUIET), resume);
+        flow.moved(&resume);
+        assert_eq!(flow.plan(|| QUIET), Move::Nothing);
+        assert_eq!(flow.held, 0);
+    }
+
+    #[test]
+    fn nothing_is_injected_while_an_earlier_filter_relies_on_envoy_s_record_of_the_end() {
+        let mut flow = pump();
+        output(&mut flow);
+        assert_eq!(flow.plan(|| BLOCKED), Move::Nothing);
+        let mut flow = self::flow(Mode::Pass);
+        flow.stopped = true;
+        assert_eq!(flow.plan(|| BLOCKED), Move::Nothing);
+    }
+
+    #[test]
+    fn the_end_goes_with_the_last_output() {
+        let mut flow = pump();
+        ended(&mut flow);
+        assert_eq!(flow.data_any_time(3, false).verdict, DataVerdict::StopAndWatermark);
+        output(&mut flow);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT, "more may come");
+        flow.out_done = true;
+        flow.reader = false;
+        let end = Move::Inject { input: Input::Drop, end: true };
+        assert_eq!(flow.plan(|| QUIET), end);
+        flow.moved(&end);
+        assert!(flow.finished);
+        assert_eq!(flow.plan(|| QUIET), Move::Nothing);
+    }
+
+    #[test]
+    fn the_end_goes_with_the_last_frame_if_all_is_done() {
+        let mut flow = pump();
+        ended(&mut flow);
+        output(&mut flow);
+        flow.out_done = true;
+        let step = flow.data_any_time(0, false);
+        assert_eq!((step.verdict, step.emit), (DataVerdict::Continue, true));
+        assert!(flow.finished);
+    }
+
+    #[test]
+    fn an_end_that_is_held_is_taken_off_envoy_s_record() {
+        let mut flow = pump();
+        ended(&mut flow);
+        flow.data_any_time(0, false);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+        flow.moved(&RELEASE_OUTPUT);
+        assert_eq!(flow.plan(|| QUIET), Move::Nothing);
+    }
+
+    #[test]
+    fn trailers_go_with_a_resume_after_the_output() {
+        let mut flow = pump();
+        ended(&mut flow);
+        flow.trailers = true;
+        output(&mut flow);
+        flow.out_done = true;
+        assert_eq!(flow.trailers_any_time(false).verdict, Verdict::Stop);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+        flow.out.clear();
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Take });
+    }
+
+    #[test]
+    fn trailers_with_nothing_before_them_go_at_once() {
+        let mut flow = pump();
+        ended(&mut flow);
+        flow.trailers = true;
+        flow.out_done = true;
+        assert_eq!(flow.trailers_any_time(true).verdict, Verdict::Continue);
+        assert!(flow.finished);
+
+        let mut flow = self::flow(Mode::Pass);
+        (flow.stopped, flow.held, flow.trailers) = (true, 3, true);
+        ended(&mut flow);
+        assert_eq!(flow.trailers_any_time(false).verdict, Verdict::Stop, "bytes are held");
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Leave });
+    }
+
+    #[test]
+    fn added_trailers_go_with_a_resume() {
+        let mut flow = pump();
+        ended(&mut flow);
+        output(&mut flow);
+        (flow.out_done, flow.added) = (true, true);
+        assert_eq!(flow.data_any_time(0, false).verdict, DataVerdict::StopNoBuffer);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+        flow.out.clear();
+        flow.moved(&RELEASE_OUTPUT);
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Take });
+    }
+
+    #[test]
+    fn a_message_that_gets_no_body_keeps_its_form() {
+        let mut flow = flow(Mode::Hold);
+        ended(&mut flow);
+        assert_eq!(flow.on_headers().verdict, Verdict::Stop);
+        (flow.mode, flow.out_done, flow.reader) = (Mode::Pump, true, false);
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Drop });
+    }
+
+    #[test]
+    fn headers_do_not_wait_for_the_output() {
+        let mut flow = flow(Mode::Pump);
+        ended(&mut flow);
+        assert_eq!(flow.on_headers().verdict, Verdict::Stop, "a body follows");
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+    }
+
+    #[test]
+    fn a_replacement_ends_before_what_it_replaces() {
+        let mut flow = pump();
+        (flow.ends_early, flow.reader) = (true, false);
+        output(&mut flow);
+        flow.out_done = true;
+        let end = Move::Inject { input: Input::Drop, end: true };
+        assert_eq!(flow.plan(|| QUIET), end);
+        flow.moved(&end);
+        assert_eq!(flow.data_any_time(3, false).verdict, DataVerdict::StopNoBuffer);
+        ended(&mut flow);
+        assert_eq!(flow.trailers_any_time(false).verdict, Verdict::Stop);
+    }
+
+    #[test]
+    fn what_may_get_trailers_goes_on_again_when_nothing_is_held() {
+        let mut flow = pump();
+        flow.goes_back = true;
+        flow.data_any_time(0, false);
+        assert!(flow.stopped);
+        assert_eq!(flow.plan(|| OTHERS), Move::Nothing);
+        let resume = Move::Resume { input: Input::Leave };
+        assert_eq!(flow.plan(|| QUIET), resume);
+        flow.moved(&resume);
+        assert!(!flow.stopped);
+    }
+
+    #[test]
+    fn input_that_nobody_reads_is_dropped() {
+        let mut flow = pump();
+        flow.data_any_time(3, false);
+        flow.reader = false;
+        assert_eq!(flow.plan(|| QUIET), Move::Drop);
+        assert_eq!(flow.data_any_time(3, false).input, Input::Drop);
+        flow.mode = Mode::Discard;
+        assert_eq!(flow.data_any_time(3, false).input, Input::Drop);
+    }
+
+    #[test]
+    fn output_is_bounded_at_any_time() {
+        let mut flow = pump();
+        ended(&mut flow);
+        flow.out.push(Bytes::from(vec![0; super::super::OUTPUT_LIMIT]));
+        assert!(!flow.wants_output());
+    }
+}

@@ -452,8 +452,11 @@ impl Stream {
             }
             let last = request && Some(&place) == places.last();
             if !self.after_data(direction, place, data, status) && !last {
-                if request && trailers_added_by.is_some() {
+                if trailers_added_by == Some(place) && request {
                     self.violation("trailers were added to a request that stops: they go at once");
+                }
+                if request {
+                    break;
                 }
                 return;
             }
@@ -461,6 +464,8 @@ impl Stream {
         if !request {
             self.encode_data(data, end && way.trailers.borrow().is_none());
         }
+        // A later filter that has stopped a request sees them nevertheless, and one that has stopped a
+        // response does not.
         if trailers_added_by.is_some() {
             self.trailers(direction, trailers_added_by);
         }

@@ -3,7 +3,7 @@
 use crate::support::*;
 use attache_core::host::Direction;
 use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
-use attache_test::model::{Neighbour, Options, Upstream};
+use attache_test::model::{Kind, Neighbour, Options, Upstream};
 use attache_test::{TestHost, TestRequest, TestResponse};
 use std::time::Duration;
 
@@ -262,4 +262,45 @@ fn trailers_that_an_earlier_filter_holds_do_not_slip_by() {
     let upstream = exchange.upstream().unwrap();
     assert_eq!(upstream.text(), "DATA");
     assert_eq!(upstream.trailer_text("x-last"), Some("1"));
+}
+
+struct FailsAtTrailers;
+
+impl Filter for FailsAtTrailers {
+    type Config = ();
+    type RouteConfig = ();
+    fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(FailsAtTrailers)
+    }
+    async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+        let mut resp = next.run(req).await?;
+        resp.map_trailers(|_| panic!("program: panics at the trailers"));
+        Ok(resp)
+    }
+}
+
+/// What was let go has not gone yet.
+#[test]
+fn a_trailer_hook_that_fails_ends_the_response() {
+    for kind in [Kind::Stock, Kind::CompiledIn] {
+        let host = TestHost::new::<FailsAtTrailers>("").on(kind);
+        let exchange = host.open(TestRequest::get("/"));
+        exchange.respond(TestResponse::new(200).body("body").trailer("x-last", "1"));
+        assert!(exchange.finish().is_reset());
+    }
+}
+
+/// They are refused when they are made, and again at the end of what they were to follow.
+#[test]
+fn trailers_without_a_place_fail_the_exchange_once() {
+    check(&Case {
+        program: Program {
+            after: vec![Step::Chunk],
+            response: Change::Trailers(Wait::No),
+            ..Program::default()
+        },
+        upstream: Upstream::Refuses,
+        late_end: true,
+        ..Case::default()
+    });
 }

@@ -1,6 +1,7 @@
 //! Messages that must not have a body do not get one, whatever the filter does.
 
 use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+use attache_test::model::Kind;
 use attache_test::{TestHost, TestRequest, TestResponse};
 use http::{Method, StatusCode};
 
@@ -32,8 +33,19 @@ impl Filter for Bodies {
     }
 }
 
+/// Asks both kinds of hosts, which must answer alike.
 fn ask(method: Method, path: &str) -> TestResponse {
+    let stock = ask_on(Kind::Stock, method.clone(), path);
+    let compiled_in = ask_on(Kind::CompiledIn, method, path);
+    assert_eq!(stock.headers(), compiled_in.headers(), "{path}");
+    assert_eq!(stock.text(), compiled_in.text(), "{path}");
+    assert_eq!(stock.is_complete(), compiled_in.is_complete(), "{path}");
+    compiled_in
+}
+
+fn ask_on(kind: Kind, method: Method, path: &str) -> TestResponse {
     TestHost::new::<Bodies>("")
+        .on(kind)
         .request(TestRequest::new(method.clone(), path))
         .upstream(move |_| match method {
             Method::HEAD => TestResponse::new(200).header("content-length", "4"),

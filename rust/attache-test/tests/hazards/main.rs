@@ -1,7 +1,10 @@
 //! The model really punishes what Envoy punishes: one test for each hazard.
 //!
 //! Calls are made by hand, on the host side of a stream whose filter does nothing but wait; what the
-//! model panics with is the assertion.
+//! model panics with is the assertion. What only a compiled-in host can do wrong is in
+//! `compiled_in.rs`.
+
+mod compiled_in;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
