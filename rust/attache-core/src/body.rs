@@ -469,8 +469,8 @@ impl BodyWriter {
     ///
     /// # Errors
     /// As [`send`](BodyWriter::send). A message that came without trailers can get them only on a
-    /// host with [`new_trailers`](crate::host::Capabilities::new_trailers); elsewhere the exchange
-    /// fails.
+    /// host with [`new_trailers`](crate::host::Capabilities::new_trailers), and in time, as is told
+    /// there; else the exchange fails.
     pub async fn send_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
         self.put(Frame::trailers(trailers)).await;
         Ok(())

@@ -1172,9 +1172,7 @@ impl Inner {
             }
             let mut state = self.state.borrow_mut();
             let effect = state.effect.take();
-            let movable = self.any_time
-                || state.request.flow.is_movable()
-                || state.response.flow.is_movable();
+            let movable = state.request.flow.is_movable() || state.response.flow.is_movable();
             if effect.is_none() && state.reply.is_none() && !movable {
                 return;
             }
@@ -1717,7 +1715,7 @@ fn no_new_trailers() -> Error {
     Error::make(
         ErrorKind::Unsupported,
         StatusCode::INTERNAL_SERVER_ERROR,
-        "the message came without trailers, and this Envoy host cannot add them \
+        "the message came without trailers, and none can be added in this host, or none any more \
          (Capabilities::new_trailers)",
     )
 }

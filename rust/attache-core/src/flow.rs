@@ -228,10 +228,10 @@ impl Flow {
         }
     }
 
-    /// Whether something can be moved between hooks: only what a hook has stopped, and not while one
-    /// runs.
+    /// Whether something can be moved between hooks: only what a hook has stopped, or where output is
+    /// injected, and not while a hook runs.
     pub(crate) fn is_movable(&self) -> bool {
-        self.stopped && self.hook.is_none()
+        self.hook.is_none() && (self.stopped || (self.any_time && self.mode == Mode::Pump))
     }
 
     /// Whether the pump should be asked for more.

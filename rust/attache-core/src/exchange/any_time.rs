@@ -101,6 +101,9 @@ impl Inner {
     fn plan(&self, direction: Direction) -> Move {
         let mut state = self.state.borrow_mut();
         let flow = &*state.flow(direction);
+        if !flow.is_movable() {
+            return Move::Nothing;
+        }
         flow.plan(|| self.around_flow(direction, flow))
     }
 
