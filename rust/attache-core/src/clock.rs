@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_getres, clock_gettime};
 pub(crate) struct PollClock {
     budget: Duration,
     coarse: bool,
+    all: bool,
 }
 
 /// When a poll began.
@@ -22,23 +23,25 @@ pub(crate) enum Started {
 }
 
 impl PollClock {
-    pub(crate) fn new(budget: Duration) -> Self {
+    /// `all` says that every poll's time is wanted, not only of those over the budget.
+    pub(crate) fn new(budget: Duration, all: bool) -> Self {
         let tick = duration(clock_getres(ClockId::MonotonicCoarse));
         // A poll over the budget then reads as at least half of it over.
-        PollClock { budget, coarse: budget >= tick * 2 }
+        PollClock { budget, coarse: !all && budget >= tick * 2, all }
     }
 
     pub(crate) fn start(&self) -> Started {
         if self.coarse { Started::Coarse(coarse()) } else { Started::Precise(Instant::now()) }
     }
 
-    /// How long it took, if that was over the budget. Coarse times are right to a tick of the kernel.
-    pub(crate) fn over_budget(&self, started: Started) -> Option<Duration> {
+    /// How long it took, if that was over the budget or all times are wanted. Coarse times are right
+    /// to a tick of the kernel.
+    pub(crate) fn worth_telling(&self, started: Started) -> Option<Duration> {
         let took = match started {
             Started::Coarse(then) => coarse().saturating_sub(then),
             Started::Precise(then) => then.elapsed(),
         };
-        (took > self.budget).then_some(took)
+        (took > self.budget || self.all).then_some(took)
     }
 
     pub(crate) fn budget(&self) -> Duration {
@@ -61,11 +64,15 @@ mod tests {
     #[test]
     fn a_poll_over_the_budget_is_told_by_either_clock() {
         for budget in [Duration::ZERO, Duration::from_millis(20)] {
-            let clock = PollClock::new(budget);
-            let started = clock.start();
-            assert!(clock.over_budget(started).is_none_or(|took| took > budget));
-            std::thread::sleep(budget + Duration::from_millis(20));
-            assert!(clock.over_budget(started).is_some_and(|took| took > budget));
+            for all in [false, true] {
+                let clock = PollClock::new(budget, all);
+                let started = clock.start();
+                assert_eq!(matches!(started, Started::Precise(_)), all || budget.is_zero());
+                let took = clock.worth_telling(started);
+                assert!(if all { took.is_some() } else { took.is_none_or(|took| took > budget) });
+                std::thread::sleep(budget + Duration::from_millis(20));
+                assert!(clock.worth_telling(started).is_some_and(|took| took > clock.budget()));
+            }
         }
     }
 }

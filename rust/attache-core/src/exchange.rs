@@ -27,6 +27,7 @@ use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
 use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
 use crate::registry::{ErasedFilter, HandleFuture, Loaded};
 use crate::runtime::{enter, guarded};
+use crate::stats::Count;
 use crate::wake::OwnWaker;
 use crate::{Response, current};
 
@@ -255,6 +256,7 @@ impl Exchange {
 
     /// The worker runs what [`Notify::notify`](crate::host::Notify::notify) asked for.
     pub fn scheduled(&self) {
+        self.0.filter.meta().stats.count(Count::Woken);
         self.0.event(|_| ());
     }
 
@@ -371,6 +373,7 @@ impl Inner {
                 state.started = true;
                 self.due.set(true);
                 enter();
+                self.filter.meta().stats.count(Count::Started);
                 *self.task.borrow_mut() = Some(self.filter.start(self.clone()));
             }
             Waiter::Nobody
@@ -670,18 +673,22 @@ impl Inner {
 
     fn poll(self: &Rc<Self>) {
         current::within(self, || {
-            let clock = &self.filter.meta().clock;
-            let started = clock.start();
+            let meta = self.filter.meta();
+            let started = meta.clock.start();
             self.busy.set(true);
+            let handling = self.task.borrow().is_some();
             let polled = guarded(|| self.poll_all());
+            if handling && self.task.borrow().is_none() {
+                meta.stats.count(Count::Handled);
+            }
             self.busy.set(false);
             match polled {
                 Ok(None) => (),
                 Ok(Some(error)) => self.fail(error),
                 Err(message) => self.fail(Error::panicked(message)),
             }
-            if let Some(took) = clock.over_budget(started) {
-                self.was_slow(took);
+            if let Some(took) = meta.clock.worth_telling(started) {
+                self.has_taken(took);
             }
         });
         // The stream ended while the filter was running.
@@ -691,8 +698,14 @@ impl Inner {
     }
 
     #[cold]
-    fn was_slow(&self, took: Duration) {
+    fn has_taken(&self, took: Duration) {
         let meta = self.filter.meta();
+        if let Some(poll_time) = &meta.poll_time {
+            poll_time.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        }
+        if took <= meta.clock.budget() {
+            return;
+        }
         meta.slow_polls.inc();
         tracing::warn!(
             took_ms = took.as_secs_f64() * 1e3,
@@ -1592,6 +1605,9 @@ impl Inner {
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
         let task = self.task.borrow_mut().take();
+        if task.is_some() {
+            self.filter.meta().stats.count(Count::Handled);
+        }
         let mut state = self.state.borrow_mut();
         let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
         if task.is_none() && state.is_quiet() && hooks.0.is_none() && hooks.1.is_none() {
@@ -1648,6 +1664,7 @@ impl Inner {
         let outcome = state.outcome.unwrap_or(Outcome::Cancelled);
         let undone = state.effect.take();
         drop(state);
+        self.filter.meta().stats.count(outcome.into());
         self.drop_safely(undone);
         current::within(self, || {
             if let Err(message) = guarded(|| self.filter.complete(&Completion { outcome })) {

@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use crate::cluster::{SharedCalls, SharedCluster};
 use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
+use crate::per_worker::PerWorker;
 use crate::runtime::{Tied, guarded};
+use crate::supervise::Supervised;
 use crate::{Next, Request, Response};
 
 /// An HTTP filter: one async function that sees the whole exchange.
@@ -118,6 +120,12 @@ pub trait ConfigHost {
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
         None
     }
+
+    /// Whether the runtime is to hand its own counts on from time to time. A host for tests takes
+    /// them ([`Loaded::take_stats`](crate::registry::Loaded::take_stats)) when it looks at them.
+    fn wants_stats(&self) -> bool {
+        true
+    }
 }
 
 /// What a filter is made with: its name, its metrics, its background tasks.
@@ -125,6 +133,7 @@ pub struct Setup {
     pub(crate) name: String,
     pub(crate) host: Box<dyn ConfigHost>,
     pub(crate) panics: Counter,
+    restarts: Option<Counter>,
     pub(crate) tasks: Vec<Tied>,
 }
 
@@ -148,10 +157,10 @@ impl Setup {
         let panics = format!("attache.{name}.panics");
         let panics =
             Counter::new(host.sink(), define(&mut *host, MetricKind::Counter, &panics, &[])?, 0);
-        Ok(Setup { name: name.to_owned(), host, panics, tasks: Vec::new() })
+        Ok(Setup { name: name.to_owned(), host, panics, restarts: None, tasks: Vec::new() })
     }
 
-    fn define(
+    pub(crate) fn define(
         &mut self,
         kind: MetricKind,
         name: &str,
@@ -223,8 +232,18 @@ impl Setup {
         SharedCluster::new(self.host.calls(), name)
     }
 
+    /// State for each worker: `make` runs on a worker when that first asks for it. See
+    /// [`PerWorker`]. For state that all workers share, a field of the filter is enough.
+    pub fn per_worker<T: 'static>(
+        &mut self,
+        make: impl Fn() -> T + Send + Sync + 'static,
+    ) -> PerWorker<T> {
+        PerWorker::new(make)
+    }
+
     /// Runs a task beside the filter until the config goes. If the config is refused after all, the
-    /// task is cancelled at once. A panic ends the task; it is counted and logged.
+    /// task is cancelled at once. A panic ends the task; it is counted and logged. For a task that
+    /// is to go on after that, see [`spawn_supervised`](Setup::spawn_supervised).
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         let (name, panics) = (self.name.clone(), self.panics.clone());
         let mut task = Box::pin(task);
@@ -235,6 +254,60 @@ impl Setup {
                 Poll::Ready(())
             })
         })));
+    }
+
+    /// Runs a task beside the filter until it returns `Ok` or the config goes, and starts it again
+    /// when it fails: `start` makes a new one.
+    ///
+    /// A failure is an error or a panic, of the task or of `start` itself. The next start comes
+    /// after 100 ms; the delay doubles with each failure in a row, up to 30 s, and a task that has
+    /// run for 30 s counts as well again. Every new start is logged, with `name` and the reason, and
+    /// counted in `attache.<filter>.task_restarts`; panics also in `attache.<filter>.panics`.
+    ///
+    /// ```
+    /// use std::sync::{Arc, RwLock};
+    /// use std::time::Duration;
+    /// use attache_core::{ConfigError, Result, Setup};
+    ///
+    /// # async fn fetch_keys() -> Result<Vec<String>> { Ok(Vec::new()) }
+    /// fn keys(setup: &mut Setup) -> Result<Arc<RwLock<Vec<String>>>, ConfigError> {
+    ///     let keys = Arc::new(RwLock::new(Vec::new()));
+    ///     let ours = keys.clone();
+    ///     setup.spawn_supervised("refresh keys", move || {
+    ///         let keys = ours.clone();
+    ///         async move {
+    ///             loop {
+    ///                 // An outage: logged, counted, tried again.
+    ///                 let fresh = fetch_keys().await?;
+    ///                 *keys.write().unwrap() = fresh;
+    ///                 tokio::time::sleep(Duration::from_secs(300)).await;
+    ///             }
+    ///         }
+    ///     })?;
+    ///     Ok(keys)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Envoy refuses to define the counter.
+    pub fn spawn_supervised<F, Fut>(&mut self, name: &str, start: F) -> Result<(), ConfigError>
+    where
+        F: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        let restarts = match &self.restarts {
+            Some(restarts) => restarts.clone(),
+            None => self.counter(&format!("attache.{}.task_restarts", self.name))?,
+        };
+        self.restarts = Some(restarts.clone());
+        let supervised = Supervised {
+            filter: self.name.clone(),
+            task: name.to_owned(),
+            panics: self.panics.clone(),
+            restarts,
+        };
+        self.tasks.push(Tied::spawn(supervised.run(start)));
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@
 //! | what a user writes against | `filter.rs`, `message.rs`, `headers.rs`, `body.rs`, `error.rs` |
 //! | calls to Envoy's clusters | `cluster/` |
 //! | from config to filter | `registry.rs`, `metrics.rs` |
+//! | beside the exchanges | `runtime.rs`, `supervise.rs`, `per_worker.rs`, `stats.rs` |
 //! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
 //! | what a host provides | `host.rs` |
 //! | what hosts have in common | `log.rs`, `metric_queue.rs`, `views.rs` |
@@ -29,8 +30,11 @@ pub mod log;
 mod message;
 mod metric_queue;
 mod metrics;
+mod per_worker;
 pub mod registry;
 mod runtime;
+mod stats;
+mod supervise;
 mod sync;
 mod views;
 mod wake;
@@ -47,5 +51,6 @@ pub use headers::{HeaderError, Headers, Trailers};
 pub use message::{Next, Request, Response};
 pub use metric_queue::MetricQueue;
 pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
+pub use per_worker::PerWorker;
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
 pub use views::{View, Views};

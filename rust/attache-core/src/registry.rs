@@ -16,8 +16,9 @@ use crate::clock::PollClock;
 use crate::error::{ConfigError, Result};
 use crate::exchange::Inner;
 use crate::filter::{Completion, ConfigHost, Filter, Setup};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Histogram, MetricId, MetricOp};
 use crate::runtime::{Tied, enter, guarded};
+use crate::stats::Stats;
 use crate::{Next, Request, Response};
 
 /// The filters of a module, by name. Made by `attache::filters!`.
@@ -52,6 +53,22 @@ pub(crate) struct Options {
     slow_poll_ms: f64,
     /// The most output, in bytes, that is gathered where the host can emit only once more.
     pub(crate) gather_limit_bytes: usize,
+    stats: StatsOptions,
+}
+
+/// What is counted, and how often Envoy learns of it.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StatsOptions {
+    /// Record how long each poll takes, in `attache.<filter>.poll_time_us`.
+    poll_time: bool,
+    interval_ms: f64,
+}
+
+impl Default for StatsOptions {
+    fn default() -> Self {
+        StatsOptions { poll_time: false, interval_ms: 1000.0 }
+    }
 }
 
 /// What holds unless a filter's config says otherwise.
@@ -63,13 +80,29 @@ pub struct Defaults {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fail_open: false, slow_poll_ms: 10.0, gather_limit_bytes: 16 << 20 }
+        Options {
+            fail_open: false,
+            slow_poll_ms: 10.0,
+            gather_limit_bytes: 16 << 20,
+            stats: StatsOptions::default(),
+        }
     }
 }
 
 impl Options {
     fn slow_poll(&self) -> Duration {
         Duration::try_from_secs_f64(self.slow_poll_ms / 1e3).unwrap_or(Duration::MAX)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.slow_poll_ms.is_nan() || self.slow_poll_ms < 0.0 {
+            return Err(ConfigError::field("attache.slow_poll_ms", "must not be negative"));
+        }
+        if !(10.0..=1e9).contains(&self.stats.interval_ms) {
+            let reason = "must be 10 or more, in milliseconds";
+            return Err(ConfigError::field("attache.stats.interval_ms", reason));
+        }
+        Ok(())
     }
 }
 
@@ -81,6 +114,15 @@ impl Loaded {
     /// The name under which the filter was configured.
     pub fn name(&self) -> &str {
         &self.0.meta().name
+    }
+
+    /// Gives out, as changes of metrics without labels, what the runtime has counted and not yet told
+    /// the config's [`MetricSink`](crate::MetricSink).
+    ///
+    /// A host takes this where it lets go of a config, and makes the changes itself while it still
+    /// can: otherwise counters lack the last of them, and gauges stay where they were.
+    pub fn take_stats(&self, apply: impl FnMut(MetricId, MetricOp, u64)) {
+        self.0.meta().stats.take(apply);
     }
 }
 
@@ -107,6 +149,8 @@ pub(crate) struct Meta {
     pub(crate) errors: Counter,
     pub(crate) panics: Counter,
     pub(crate) slow_polls: Counter,
+    pub(crate) poll_time: Option<Histogram>,
+    pub(crate) stats: Arc<Stats>,
     _tasks: Vec<Tied>,
 }
 
@@ -282,14 +326,25 @@ fn load<F: Filter>(
     let counter = |setup: &mut Setup, what| setup.counter(&format!("attache.{name}.{what}"));
     let errors = counter(&mut setup, "errors")?;
     let slow_polls = counter(&mut setup, "slow_polls")?;
+    let poll_time = match options.stats.poll_time {
+        true => Some(setup.histogram(&format!("attache.{name}.poll_time_us"))?),
+        false => None,
+    };
+    let stats = Arc::new(Stats::new(&mut setup)?);
     let filter = F::new(config, &mut setup)?;
+    if setup.host.wants_stats() {
+        let interval = Duration::from_secs_f64(options.stats.interval_ms / 1e3);
+        setup.tasks.push(stats.keep_flushing(interval));
+    }
     let meta = Meta {
         name: name.to_owned(),
         options,
-        clock: PollClock::new(options.slow_poll()),
+        clock: PollClock::new(options.slow_poll(), poll_time.is_some()),
         errors,
         panics: setup.panics,
         slow_polls,
+        poll_time,
+        stats,
         _tasks: setup.tasks,
     };
     Ok(Loaded(Arc::new(Typed { filter: Some(filter), meta })))
@@ -320,9 +375,7 @@ fn parse(config: &[u8], defaults: Defaults) -> Result<(Value, Options), ConfigEr
         fields.entry("fail_open").or_insert(Value::Bool(defaults.fail_open));
     }
     let options: Options = typed_at("attache.", options)?;
-    if options.slow_poll_ms.is_nan() || options.slow_poll_ms < 0.0 {
-        return Err(ConfigError::field("attache.slow_poll_ms", "must not be negative"));
-    }
+    options.check()?;
     Ok((config, options))
 }
 

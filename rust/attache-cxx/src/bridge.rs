@@ -8,8 +8,8 @@
 //!
 //! * Nothing that Rust calls throws: all of it is `noexcept`. No panic leaves what C++ calls; where
 //!   a function can fail it throws `rust::Error` with the reason.
-//! * A `FilterConfig` is loaded on the main thread and may be dropped on any thread. It has to
-//!   outlive its streams, and its `ConfigHost` has to outlive it.
+//! * A `FilterConfig` is loaded on the main thread and may be dropped on any thread of Envoy's. It has
+//!   to outlive its streams, and its `ConfigHost` has to outlive it.
 //! * A `Stream` lives on one worker thread: made, called and dropped there. Its events come in
 //!   Envoy's order, `onComplete` before `onDestroy`, and none after `onDestroy`. It must not be
 //!   dropped while one of its events is further up the stack; `onDestroy` may come there.

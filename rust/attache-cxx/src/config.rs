@@ -74,7 +74,7 @@ impl FilterConfig {
     pub(crate) fn on_scheduled(&self) {
         let _ = shielded("config_scheduled", || {
             self.sink.queue.take(|metric, op, value, labels| {
-                // SAFETY: C++ calls this on its main thread, and has the config.
+                // SAFETY: C++ calls this on a thread of Envoy's, and has the config.
                 unsafe { self.sink.apply(metric, op, value, labels) }
             });
         });
@@ -84,6 +84,12 @@ impl FilterConfig {
 impl Drop for FilterConfig {
     fn drop(&mut self) {
         let _ = shielded("config_destroy", || {
+            self.loaded().take_stats(|metric, op, value| {
+                // SAFETY: C++ drops it on a thread of Envoy's, and the host outlives it.
+                unsafe { self.sink.apply(metric, op, value, &[]) }
+            });
+            // What waits for the main thread would otherwise be lost.
+            self.on_scheduled();
             self.sink.queue.close();
             drop(self.loaded.take());
         });

@@ -106,7 +106,7 @@ impl Sink {
 
     /// # Safety
     /// This must be a thread of Envoy's, and the config must live during the call.
-    unsafe fn apply(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
+    pub(crate) unsafe fn apply(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
         let update = match (metric.kind, op) {
             (MetricKind::Counter, _) => self.api.increment_counter,
             (MetricKind::Gauge, MetricOp::Add) => self.api.increment_gauge,
@@ -121,10 +121,10 @@ impl Sink {
         debug_assert_eq!(result, METRICS_SUCCESS, "ids and label counts are checked before");
     }
 
-    /// The main thread takes what foreign threads have left.
+    /// Takes what foreign threads have left.
     ///
     /// # Safety
-    /// This must be Envoy's main thread, and the config must live during the call.
+    /// This must be a thread of Envoy's, and the config must live during the call.
     pub(crate) unsafe fn flush(&self) {
         self.queue.take(|metric, op, value, labels| {
             // SAFETY: the caller's promise.

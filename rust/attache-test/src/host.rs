@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attache_core::registry::{Loaded, Registry};
-use attache_core::{Filter, MetricKind};
+use attache_core::{Filter, MetricKind, MetricSink};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cluster::{ClusterAnswer, Clusters, TestCalls};
@@ -44,6 +44,16 @@ impl fmt::Debug for TestHost {
     }
 }
 
+fn runtime() -> Result<Runtime, String> {
+    Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        // In order: whatever was spawned before has run when a later one has.
+        .max_blocking_threads(1)
+        .build()
+        .map_err(|error| format!("no runtime for the test: {error}"))
+}
+
 impl TestHost {
     /// A filter with a config, as JSON. An empty text is no config.
     ///
@@ -74,13 +84,7 @@ impl TestHost {
     /// # Errors
     /// What Envoy would log.
     pub fn load(registry: Registry, name: &str, config: &str) -> Result<Self, String> {
-        let runtime = Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            // In order: whatever was spawned before has run when a later one has.
-            .max_blocking_threads(1)
-            .build()
-            .map_err(|error| format!("no runtime for the test: {error}"))?;
+        let runtime = runtime()?;
         let metrics = Metrics::default();
         let entered = runtime.enter();
         let clusters = Clusters::default();
@@ -222,8 +226,87 @@ impl TestHost {
         self.0.runtime.block_on(tokio::time::advance(time));
     }
 
-    /// The value of a counter. Those of the runtime itself are `attache.<filter>.errors`, `.panics`
-    /// and `.slow_polls`; the filter of [`new`](TestHost::new) is called `test`.
+    /// Runs `f` on `workers` new threads at once, as Envoy runs one filter on several workers, and
+    /// returns what it returned, in order. Each has its number and a host with the same filter and
+    /// metrics, but a clock of its own. Tasks that the filter started in its `new` stand still
+    /// meanwhile: they belong to this host's thread.
+    ///
+    /// ```
+    /// use std::cell::Cell;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use attache_core::{ConfigError, Filter, Next, PerWorker, Request, Response, Result, Setup};
+    /// use attache_test::{TestHost, TestRequest};
+    ///
+    /// struct Counting {
+    ///     /// Of all workers.
+    ///     all: AtomicU64,
+    ///     /// Of one.
+    ///     mine: PerWorker<Cell<u64>>,
+    /// }
+    ///
+    /// impl Filter for Counting {
+    ///     type Config = ();
+    ///     type RouteConfig = ();
+    ///     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+    ///         Ok(Counting { all: AtomicU64::new(0), mine: setup.per_worker(|| Cell::new(0)) })
+    ///     }
+    ///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///         self.all.fetch_add(1, Ordering::Relaxed);
+    ///         let mine = self.mine.get();
+    ///         mine.set(mine.get() + 1);
+    ///         let mut resp = next.run(req).await?;
+    ///         resp.headers_mut().set("x-mine", mine.get().to_string());
+    ///         resp.headers_mut().set("x-all", self.all.load(Ordering::Relaxed).to_string());
+    ///         Ok(resp)
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::new::<Counting>("");
+    /// let seen = host.on_workers(3, |_, host| {
+    ///     host.request(TestRequest::get("/")).run();
+    ///     let second = host.request(TestRequest::get("/")).run();
+    ///     second.header_text("x-mine").unwrap().to_owned()
+    /// });
+    /// assert_eq!(seen, ["2", "2", "2"]);
+    /// let last = host.request(TestRequest::get("/")).run();
+    /// assert_eq!(last.header_text("x-mine").unwrap(), "1");
+    /// assert_eq!(last.header_text("x-all").unwrap(), "7");
+    /// ```
+    ///
+    /// # Panics
+    /// When `f` does, once all threads have ended.
+    pub fn on_workers<R: Send>(
+        &self,
+        workers: usize,
+        f: impl Fn(usize, &TestHost) -> R + Sync,
+    ) -> Vec<R> {
+        let Shared { loaded, registry, name, metrics, options, .. } = &*self.0;
+        let on_worker = |number: usize| {
+            let host = TestHost(Rc::new(Shared {
+                loaded: loaded.clone(),
+                registry: registry.clone(),
+                name: name.clone(),
+                metrics: metrics.clone(),
+                options: options.clone(),
+                runtime: Rc::new(runtime().unwrap_or_else(|error| panic!("{error}"))),
+            }));
+            f(number, &host)
+        };
+        let on_worker = &on_worker;
+        std::thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..workers).map(|number| scope.spawn(move || on_worker(number))).collect();
+            let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            let result = |worker: std::thread::Result<R>| {
+                worker.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            ended.into_iter().map(result).collect()
+        })
+    }
+
+    /// The value of a counter. Those of the runtime itself are called `attache.<filter>.` and then
+    /// `exchanges`, `local_replies`, `errors`, `panics`, `cancelled`, `wakes`, `slow_polls`; its
+    /// gauges `active` and `suspended`. The filter of [`new`](TestHost::new) is called `test`.
     ///
     /// # Panics
     /// When the filter has not defined it, here and below.
@@ -233,7 +316,7 @@ impl TestHost {
 
     /// The value of a counter with labels.
     pub fn counter_with(&self, name: &str, labels: &[&str]) -> u64 {
-        self.0.metrics.values(MetricKind::Counter, name, labels).pop().unwrap_or(0)
+        self.values(MetricKind::Counter, name, labels).pop().unwrap_or(0)
     }
 
     /// The value of a gauge.
@@ -243,7 +326,7 @@ impl TestHost {
 
     /// The value of a gauge with labels.
     pub fn gauge_with(&self, name: &str, labels: &[&str]) -> u64 {
-        self.0.metrics.values(MetricKind::Gauge, name, labels).pop().unwrap_or(0)
+        self.values(MetricKind::Gauge, name, labels).pop().unwrap_or(0)
     }
 
     /// The values that a histogram has got, in order.
@@ -253,6 +336,11 @@ impl TestHost {
 
     /// The values that a histogram has got for these labels, in order.
     pub fn histogram_with(&self, name: &str, labels: &[&str]) -> Vec<u64> {
-        self.0.metrics.values(MetricKind::Histogram, name, labels)
+        self.values(MetricKind::Histogram, name, labels)
+    }
+    fn values(&self, kind: MetricKind, name: &str, labels: &[&str]) -> Vec<u64> {
+        let metrics = &self.0.metrics;
+        self.0.loaded.take_stats(|metric, op, value| metrics.update(metric, op, value, &[]));
+        self.0.metrics.values(kind, name, labels)
     }
 }

@@ -70,6 +70,10 @@ impl attache_core::ConfigHost for TestConfig {
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
         Some(self.calls.clone())
     }
+
+    fn wants_stats(&self) -> bool {
+        false
+    }
 }
 
 impl MetricSink for Metrics {

@@ -52,7 +52,7 @@ pub use attache_core::host::Capabilities;
 pub use attache_core::{
     Body, BodyError, BodyWriter, Buffered, Callout, CalloutError, CalloutErrorKind, Cluster,
     Completion, ConfigError, Counter, Error, ErrorKind, Filter, Gauge, HeaderError, Headers,
-    Histogram, JoinHandle, Next, Outcome, Request, Response, Result, ResultExt, Setup,
+    Histogram, JoinHandle, Next, Outcome, PerWorker, Request, Response, Result, ResultExt, Setup,
     SharedCluster, Trailers, spawn, spawn_blocking,
 };
 pub use bytes;
@@ -61,8 +61,8 @@ pub use http;
 /// What a filter usually needs.
 pub mod prelude {
     pub use crate::{
-        Body, BodyWriter, Completion, ConfigError, Error, Filter, Headers, Next, Outcome, Request,
-        Response, Result, ResultExt, Setup,
+        Body, BodyWriter, Completion, ConfigError, Error, Filter, Headers, Next, Outcome,
+        PerWorker, Request, Response, Result, ResultExt, Setup,
     };
     pub use bytes::Bytes;
     pub use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};

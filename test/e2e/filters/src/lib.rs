@@ -1,6 +1,6 @@
 //! Filters for tests in a real Envoy. This one does what a filter must not do; see
-//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `test/e2e/tests/host.rs`
-//! and `test/e2e/tests/callout.rs`.
+//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `host.rs`, `callout.rs`
+//! and `observe.rs` beside it.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod fault;
 mod keeper;
 mod mark;
 mod meter;
+mod observed;
 mod speaker;
 
 use std::cell::RefCell;
@@ -242,5 +243,6 @@ attache::filters! {
     "keeper" => keeper::Keeper,
     "mark" => mark::Mark,
     "meter" => meter::Meter,
+    "observed" => observed::Observed,
     "speaker" => speaker::Speaker,
 }

@@ -1,0 +1,173 @@
+//! What an operator sees of a filter in a real Envoy: what the runtime counts, tasks that it starts
+//! again; and state that is one per config or one per worker. The filters are in `test/e2e/filters`.
+
+use std::collections::BTreeMap;
+
+use attache_e2e::{
+    Call, Collected, Config, Envoy, ModuleFilter, Modules, Protocol, Route, Update, Version,
+};
+use serde_json::{Value, json};
+
+const MODULE: &str = "attache_e2e_filters";
+
+fn modules() -> Modules {
+    Modules::new().package("attache-e2e-filters")
+}
+
+fn filter(name: &str) -> ModuleFilter {
+    ModuleFilter::new(MODULE, name)
+}
+
+/// Answers what the filter lets through.
+fn serving(config: Value) -> Config {
+    let filter = filter("observed").config(config);
+    Config::new().route(Route::prefix("/").direct(200, "ok")).filter(filter)
+}
+
+async fn get(envoy: &Envoy, path: &str) -> Collected {
+    envoy.connect(Protocol::Http1).await.fetch(Call::get(path)).await
+}
+
+fn stat(what: &str) -> String {
+    format!("dynamicmodulescustom.attache.observed.{what}")
+}
+
+/// The value of a metric without labels, as Prometheus reads it.
+async fn prometheus(envoy: &Envoy, what: &str) -> Option<u64> {
+    let name = format!("envoy_dynamicmodulescustom_attache_observed_{what}");
+    let page = envoy.prometheus().await;
+    page.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix("{} ")?.parse().ok())
+}
+
+// ---- counts ---------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn built_in_stats_tell_how_exchanges_end_and_what_is_under_way() {
+    let modules = modules();
+    for version in Version::all() {
+        // Writing a panic's backtrace takes its time: no poll counts as slow here.
+        let options = json!({"stats": {"interval_ms": 10}, "slow_poll_ms": 60_000});
+        let config = serving(json!({"attache": options}));
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        for path in ["/", "/", "/reply", "/error", "/panic"] {
+            get(&envoy, path).await;
+        }
+        let mut holder = envoy.connect(Protocol::Http1).await;
+        let held = holder.start(Call::get("/hold")).await;
+        let mut leaver = envoy.connect(Protocol::Http1).await;
+        let left = leaver.start(Call::get("/hold")).await;
+        envoy.wait_for_stat(&stat("suspended"), 2).await;
+        envoy.wait_for_stat(&stat("active"), 2).await;
+        left.cancel();
+        leaver.disconnect();
+        envoy.wait_for_stat(&stat("cancelled"), 1).await;
+        envoy.wait_for_stat(&stat("suspended"), 1).await;
+        get(&envoy, "/release").await;
+        assert_eq!(held.await.unwrap().collect().await.unwrap().text(), "ok");
+
+        for (what, value) in [
+            ("active", 0),
+            ("suspended", 0),
+            ("exchanges", 8),
+            ("local_replies", 1),
+            ("errors", 1),
+            ("panics", 1),
+            ("cancelled", 1),
+            ("wakes", 1),
+            ("slow_polls", 0),
+        ] {
+            envoy.wait_for_stat(&stat(what), value).await;
+            assert_eq!(prometheus(&envoy, what).await, Some(value), "{what}");
+        }
+        // Only on request.
+        assert!(!envoy.prometheus().await.contains("poll_time"));
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn poll_times_are_a_histogram_where_the_config_asks_for_them() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = serving(json!({"attache": {"stats": {"poll_time": true}}}));
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        get(&envoy, "/reply").await;
+        attache_e2e::eventually("the histogram", async || {
+            prometheus(&envoy, "poll_time_us_count").await == Some(1)
+        })
+        .await;
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_counted_is_lost_when_a_config_goes() {
+    let modules = modules();
+    for version in Version::all() {
+        // The config never hands its counts on by itself.
+        let config = |panics| {
+            serving(json!({
+                "panics": panics, "attache": {"stats": {"interval_ms": 1e9}},
+            }))
+            .watched()
+        };
+        let launch = version.launch().modules(&modules).drain_seconds(1);
+        let envoy = launch.start(&config(0)).await;
+        for path in ["/", "/reply", "/reply"] {
+            get(&envoy, path).await;
+        }
+        assert_eq!(envoy.stat(&stat("exchanges")).await, Some(0));
+        assert_eq!(envoy.update(&config(1)).await, Update::Accepted);
+        envoy.wait_for_stat(&stat("exchanges"), 3).await;
+        envoy.wait_for_stat(&stat("local_replies"), 2).await;
+        assert_eq!(envoy.stat(&stat("active")).await, Some(0));
+        envoy.finish().await;
+    }
+}
+
+// ---- background tasks -----------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_background_task_that_panics_is_started_again_and_counted() {
+    let modules = modules();
+    for version in Version::all() {
+        let launch = version.launch().modules(&modules);
+        let envoy = launch.start(&serving(json!({"panics": 2}))).await;
+        envoy.wait_for_stat("dynamicmodulescustom.observed_recovered", 1).await;
+        envoy.wait_for_stat(&stat("task_restarts"), 2).await;
+        envoy.wait_for_stat(&stat("panics"), 2).await;
+        let what = "filter `observed`: background task `unsteady` panicked: on purpose";
+        envoy.wait_for_log(&["[error]", what, "it is started again in 100ms"]).await;
+        envoy.wait_for_log(&["[error]", what, "it is started again in 200ms"]).await;
+        assert_eq!(get(&envoy, "/reply").await.text(), "mine");
+        envoy.finish().await;
+    }
+}
+
+// ---- state ----------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn workers_have_state_of_their_own_beside_what_they_share() {
+    let modules = modules();
+    for version in Version::all() {
+        let launch = version.launch().modules(&modules).concurrency(2);
+        let envoy = launch.start(&serving(json!({}))).await;
+        let number = |reply: &Collected, name: &str| -> u64 {
+            reply.header(name).expect("set by the filter").parse().expect("a number")
+        };
+        let mut served = BTreeMap::<String, u64>::new();
+        let mut all = 0;
+        // The kernel gives each connection to either worker.
+        while served.len() < 2 {
+            assert!(all < 200, "all connections went to one worker");
+            let reply = get(&envoy, "/served").await;
+            all += 1;
+            assert_eq!(number(&reply, "x-all"), all);
+            let mine = served.entry(reply.header("x-worker").unwrap().to_owned()).or_default();
+            *mine += 1;
+            assert_eq!(number(&reply, "x-mine"), *mine);
+        }
+        assert_eq!(served.values().sum::<u64>(), all);
+        envoy.finish().await;
+    }
+}
