@@ -381,6 +381,7 @@ fn an_http_request_goes_as_it_is() {
         assert_eq!(request.header_text(":authority"), Some("service.test"));
         assert_eq!(request.header_text(":scheme"), Some("http"));
         assert_eq!(request.header_text("x-in"), Some("1"));
+        assert_eq!(request.header_text("content-length"), Some("4"));
         TestResponse::new(200).body(request.text() + "!")
     });
     assert_eq!(text(&host, "/http"), "body!");

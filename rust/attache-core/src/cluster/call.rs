@@ -120,7 +120,8 @@ impl Cluster {
     /// both ways as [`Callout::send_streaming`] does.
     ///
     /// The URI's authority (else the `host` header, else the cluster's name) becomes the authority;
-    /// its host is not looked up, as the cluster says where to go.
+    /// its host is not looked up, as the cluster says where to go. A body that is there as a whole is
+    /// sent as one, with its length.
     ///
     /// # Errors
     /// As [`Callout::send_streaming`].
@@ -133,9 +134,51 @@ impl Cluster {
         B::Error: Into<Error>,
     {
         let (parts, body) = request.into_parts();
-        let body = if body.is_end_stream() { Body::empty() } else { Body::from_http(body) };
+        let body = if body.is_end_stream() { Body::empty() } else { whole_or_streamed(body).await };
         let callout = Callout::from_parts(self.clone(), self.limits, parts);
         callout.body(body).send_streaming().await
+    }
+}
+
+/// A body that is complete with its first frame, or one that streams.
+async fn whole_or_streamed<B>(body: B) -> Body
+where
+    B: http_body::Body<Data = Bytes> + 'static,
+    B::Error: Into<Error>,
+{
+    let mut rest = Box::pin(body);
+    let first = poll_fn(|cx| Poll::Ready(rest.as_mut().poll_frame(cx))).await;
+    let first = match first {
+        Poll::Ready(Some(Ok(frame))) if frame.is_data() && rest.is_end_stream() => {
+            return Body::from(frame.into_data().unwrap_or_default());
+        }
+        Poll::Ready(None) => return Body::empty(),
+        Poll::Ready(Some(frame)) => Some(frame),
+        Poll::Pending => None,
+    };
+    Body::from_http(Resumed { first, rest })
+}
+
+/// A body whose first frame has been taken.
+struct Resumed<B: http_body::Body> {
+    first: Option<std::result::Result<Frame<B::Data>, B::Error>>,
+    rest: Pin<Box<B>>,
+}
+
+impl<B: http_body::Body> Unpin for Resumed<B> {}
+
+impl<B: http_body::Body> http_body::Body for Resumed<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<B::Data>, B::Error>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => self.rest.as_mut().poll_frame(cx),
+        }
     }
 }
 
