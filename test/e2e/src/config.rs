@@ -297,7 +297,8 @@ impl Config {
     }
 
     /// The YAML of an example, as users would paste it. Its ports are replaced: `10000` (listener)
-    /// and `9901` (admin) by free ones, `10001` (upstream) by that of [`Config::upstream`].
+    /// and `9901` (admin) by free ones, `10001` (upstream) by that of [`Config::upstream`], `10002`
+    /// by that of a second cluster.
     pub fn example(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path)
@@ -450,14 +451,19 @@ impl Config {
 
     fn render_example(&self, text: &str) -> String {
         let port = |address: Option<SocketAddr>| address.map_or(0, |address| address.port());
-        let upstream = self.clusters.first().map_or(10001, |cluster| cluster.address.port());
+        let cluster = |index, port| {
+            self.clusters.get(index).map_or(port, |cluster: &Cluster| cluster.address.port())
+        };
+        let (upstream, second) = (cluster(0, 10001), cluster(1, 10002));
         // In two steps, for a port put in may be one that is still to be replaced.
         text.replace("port_value: 10000", "port_value: LISTENER")
             .replace("port_value: 9901", "port_value: ADMIN")
             .replace("port_value: 10001", "port_value: UPSTREAM")
+            .replace("port_value: 10002", "port_value: SECOND")
             .replace("port_value: LISTENER", &format!("port_value: {}", port(self.listen)))
             .replace("port_value: ADMIN", &format!("port_value: {}", port(self.admin)))
             .replace("port_value: UPSTREAM", &format!("port_value: {upstream}"))
+            .replace("port_value: SECOND", &format!("port_value: {second}"))
     }
 
     fn render_listener(&self, directory: &Path) -> Value {
