@@ -25,6 +25,17 @@ pub(crate) fn within<R>(exchange: &Rc<Inner>, f: impl FnOnce() -> R) -> R {
     })
 }
 
+/// Whether this thread is working for an exchange.
+pub(crate) fn is_there() -> bool {
+    look(|_| ()).is_some()
+}
+
+/// Shows the exchange that this thread is working for, if there is one. `f` must not run code of
+/// others.
+pub(crate) fn with<R>(f: impl FnOnce(&Rc<Inner>) -> Option<R>) -> Option<R> {
+    look(f)?
+}
+
 fn look<R>(f: impl FnOnce(&Rc<Inner>) -> R) -> Option<R> {
     CURRENT
         .try_with(|current| {

@@ -27,6 +27,7 @@ use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
 use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
 use crate::registry::{ErasedFilter, HandleFuture, Loaded};
 use crate::runtime::{enter, guarded};
+use crate::span::Spans;
 use crate::stats::Count;
 use crate::wake::OwnWaker;
 use crate::{Response, current};
@@ -63,6 +64,8 @@ pub struct Inner<H: Host + ?Sized = dyn Host> {
     state: RefCell<State>,
     /// Made by the first call to a cluster.
     pub(crate) calls: OnceCell<Box<Calls>>,
+    /// Made when somebody asks for them.
+    pub(crate) spans: RefCell<Spans>,
     host: H,
 }
 
@@ -193,6 +196,7 @@ pub fn shared<H: Host>(filter: &Loaded, host: H) -> Rc<Inner<H>> {
         status_changed: Cell::new(false),
         task: RefCell::new(None),
         state: RefCell::new(State::new(any_time)),
+        spans: RefCell::default(),
         calls: OnceCell::new(),
         host,
     })
@@ -295,6 +299,8 @@ impl Exchange {
         self.0.alive.set(false);
         self.0.wake.kill();
         self.0.complete();
+        // Also if the filter is on the stack, and its end has to wait for that.
+        self.0.end_spans();
     }
 }
 
@@ -1672,6 +1678,7 @@ impl Inner {
                 tracing::error!("the filter panicked in on_complete: {message}");
             }
         });
+        self.end_spans();
     }
 }
 

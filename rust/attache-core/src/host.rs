@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use crate::span::HostSpan;
+
 /// The direction in which a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -354,6 +356,11 @@ pub trait Host: 'static {
     /// [`Exchange::complete`](crate::exchange::Exchange::complete).
     fn reset_call(&self, call: u64) {
         let _ = call;
+    }
+
+    /// The stream's own tracing span, if the host traces this stream. Asked at most once.
+    fn span(&self) -> Option<Box<dyn HostSpan>> {
+        None
     }
 
     /// A handle that wakes this stream. Called at most once, when the exchange first waits for

@@ -9,7 +9,7 @@
 //! | what a user writes against | `filter.rs`, `message.rs`, `headers.rs`, `body.rs`, `error.rs` |
 //! | calls to Envoy's clusters | `cluster/` |
 //! | from config to filter | `registry.rs`, `metrics.rs` |
-//! | beside the exchanges | `runtime.rs`, `supervise.rs`, `per_worker.rs`, `stats.rs` |
+//! | beside the exchanges | `runtime.rs`, `supervise.rs`, `per_worker.rs`, `stats.rs`, `span.rs` |
 //! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
 //! | what a host provides | `host.rs` |
 //! | what hosts have in common | `log.rs`, `metric_queue.rs`, `views.rs` |
@@ -33,6 +33,7 @@ mod metrics;
 mod per_worker;
 pub mod registry;
 mod runtime;
+mod span;
 mod stats;
 mod supervise;
 mod sync;
@@ -53,4 +54,5 @@ pub use metric_queue::MetricQueue;
 pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
 pub use per_worker::PerWorker;
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
+pub use span::Trace;
 pub use views::{View, Views};

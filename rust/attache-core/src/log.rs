@@ -22,7 +22,7 @@ pub trait LogSink: Send + Sync {
     fn write(&self, level: &Level, line: &str);
 }
 
-/// Makes a host's log the place where events go. A subscriber that the filters' author has already
+/// Makes a host's log the place where events go, and its tracer that for spans. A subscriber that the filters' author has already
 /// set stays.
 pub fn install(sink: &'static dyn LogSink) {
     let layer = tracing_subscriber::fmt::layer()
@@ -32,7 +32,8 @@ pub fn install(sink: &'static dyn LogSink) {
         .with_filter(filter::dynamic_filter_fn(move |metadata, _| {
             metadata.is_span() || sink.enabled(metadata.level())
         }));
-    let _ = tracing::subscriber::set_global_default(registry().with(layer));
+    let spans = crate::span::layer(sink);
+    let _ = tracing::subscriber::set_global_default(registry().with(layer).with(spans));
 }
 
 /// Writes `[C1][request id]`, for [`Host::stream_id`](crate::host::Host::stream_id).

@@ -15,6 +15,7 @@ use crate::exchange::Inner;
 use crate::filter::Filter;
 use crate::headers::Headers;
 use crate::host::{Capabilities, Direction, Map};
+use crate::span::Trace;
 
 pub(crate) type TrailersHook = Box<dyn FnOnce(&mut Headers)>;
 
@@ -214,6 +215,12 @@ impl Request {
     pub fn cluster(&self, name: &str) -> Cluster {
         let exchange = self.headers().exchange().expect("a request is always live");
         Cluster::new(exchange.clone(), name)
+    }
+
+    /// Envoy's tracing span of this exchange, and its context for calls elsewhere. Does nothing where
+    /// Envoy does not trace.
+    pub fn trace(&self) -> Trace {
+        Trace::new(self.headers().exchange().cloned())
     }
 
     /// What this host can do beyond the common ground.

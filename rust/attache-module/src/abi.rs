@@ -18,6 +18,9 @@ pub(crate) type ModulePtr = *const c_void;
 /// A scheduler that Envoy made for us, and that we delete.
 pub(crate) type Scheduler = *mut c_void;
 
+/// A tracing span: the stream's, or a child that is ours until we finish it.
+pub(crate) type EnvoySpan = *mut c_void;
+
 /// Bytes that Envoy owns.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -273,6 +276,20 @@ callbacks! {
             EnvoyConfig, *mut u64, ModuleBuffer, *const ModuleHeader, usize, ModuleBuffer, bool, u64,
         ) -> u32;
     config_reset_http_stream = "http_filter_config_reset_http_stream": fn(EnvoyConfig, u64);
+
+    get_active_span = "http_get_active_span": fn(EnvoyFilter) -> EnvoySpan;
+    span_spawn_child = "http_span_spawn_child":
+        fn(EnvoyFilter, EnvoySpan, ModuleBuffer) -> EnvoySpan;
+    child_span_finish = "http_child_span_finish": fn(EnvoySpan);
+    span_set_tag = "http_span_set_tag": fn(EnvoySpan, ModuleBuffer, ModuleBuffer);
+    span_set_operation = "http_span_set_operation": fn(EnvoySpan, ModuleBuffer);
+    span_log = "http_span_log": fn(EnvoyFilter, EnvoySpan, ModuleBuffer);
+    span_set_sampled = "http_span_set_sampled": fn(EnvoySpan, bool);
+    span_get_trace_id = "http_span_get_trace_id": fn(EnvoySpan, *mut EnvoyBuffer) -> bool;
+    span_get_span_id = "http_span_get_span_id": fn(EnvoySpan, *mut EnvoyBuffer) -> bool;
+    span_get_baggage = "http_span_get_baggage":
+        fn(EnvoySpan, ModuleBuffer, *mut EnvoyBuffer) -> bool;
+    span_set_baggage = "http_span_set_baggage": fn(EnvoySpan, ModuleBuffer, ModuleBuffer);
 
     set_metadata_number = "http_set_dynamic_metadata_number":
         fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, f64);

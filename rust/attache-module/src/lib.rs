@@ -10,6 +10,7 @@
 //! | a stream, as the engine sees it | `stream.rs` |
 //! | calls to clusters | `callout.rs` |
 //! | configs and metrics | `config.rs` |
+//! | tracing spans | `span.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
 //! This is one of the crates where `unsafe` lives. Its rules: every pointer that Envoy gives is used
@@ -21,6 +22,7 @@ mod callout;
 mod config;
 mod hooks;
 mod log;
+mod span;
 mod stream;
 
 #[doc(hidden)]

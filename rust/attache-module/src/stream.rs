@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use attache_core::Views;
 use attache_core::host::{
-    Area, CallRefused, CallStart, Capabilities, Direction, Host, LocalReply, Map, Notify,
+    Area, CallRefused, CallStart, Capabilities, Direction, Host, HostSpan, LocalReply, Map, Notify,
 };
 use attache_core::log::write_stream_id;
 
@@ -17,6 +17,7 @@ use crate::abi::{
 };
 use crate::callout;
 use crate::config::RouteConfig;
+use crate::span::Span;
 
 /// How many slices or headers fit on the stack.
 const INLINE: usize = 16;
@@ -309,6 +310,13 @@ impl Host for Stream {
     fn reset_call(&self, call: u64) {
         // SAFETY: as in `send_call_data`.
         unsafe { (self.api.reset_http_stream)(self.envoy, call) }
+    }
+
+    fn span(&self) -> Option<Box<dyn HostSpan>> {
+        // SAFETY: the stream is valid (type invariant), this is its worker, and the engine drops
+        // spans in time.
+        let span = unsafe { Span::of_stream(self.envoy, self.api) };
+        span.map(|span| Box::new(span) as _)
     }
 
     fn notifier(&self) -> Box<dyn Notify> {

@@ -53,7 +53,7 @@ pub use attache_core::{
     Body, BodyError, BodyWriter, Buffered, Callout, CalloutError, CalloutErrorKind, Cluster,
     Completion, ConfigError, Counter, Error, ErrorKind, Filter, Gauge, HeaderError, Headers,
     Histogram, JoinHandle, Next, Outcome, PerWorker, Request, Response, Result, ResultExt, Setup,
-    SharedCluster, Trailers, spawn, spawn_blocking,
+    SharedCluster, Trace, Trailers, spawn, spawn_blocking,
 };
 pub use bytes;
 pub use http;

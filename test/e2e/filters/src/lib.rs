@@ -1,6 +1,6 @@
 //! Filters for tests in a real Envoy. This one does what a filter must not do; see
-//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `host.rs`, `callout.rs`
-//! and `observe.rs` beside it.
+//! `test/e2e/tests/bad_input.rs`. Those in the modules are for `host.rs`, `callout.rs`,
+//! `observe.rs` and `trace.rs` beside it.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ mod mark;
 mod meter;
 mod observed;
 mod speaker;
+mod traced;
 
 use std::cell::RefCell;
 
@@ -245,4 +246,5 @@ attache::filters! {
     "meter" => meter::Meter,
     "observed" => observed::Observed,
     "speaker" => speaker::Speaker,
+    "traced" => traced::Traced,
 }
