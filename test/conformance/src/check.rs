@@ -101,17 +101,19 @@ fn check_map(what: &str, expected: &BTreeMap<String, ExpectValue>, map: &HeaderM
         .collect()
 }
 
-/// How much a stat has grown. Ours are named by what follows Envoy's prefix for modules.
+/// A stat. Ours are named by what follows Envoy's prefix for modules; compiled in, they have none.
+fn value(stats: &BTreeMap<String, u64>, name: &str) -> u64 {
+    let ours = stats.get(&format!("dynamicmodulescustom.{name}"));
+    ours.or_else(|| stats.get(name)).copied().unwrap_or(0)
+}
+
+/// How much a stat has grown.
 pub(crate) fn grown(
     before: &BTreeMap<String, u64>,
     now: &BTreeMap<String, u64>,
     name: &str,
 ) -> u64 {
-    let value = |stats: &BTreeMap<String, u64>| {
-        let ours = stats.get(&format!("dynamicmodulescustom.{name}"));
-        ours.or_else(|| stats.get(name)).copied().unwrap_or(0)
-    };
-    value(now).saturating_sub(value(before))
+    value(now, name).saturating_sub(value(before, name))
 }
 
 const OUTCOMES: [&str; 5] = ["responded", "replied", "failed", "panicked", "cancelled"];
@@ -130,8 +132,7 @@ pub(crate) fn wrong_stats(
             wrong.push(format!("{what}: {got}, expected {expected}"));
         }
     };
-    let live = now.get("dynamicmodulescustom.conformance.live").copied().unwrap_or(0);
-    must("exchanges still alive", live, 0);
+    must("exchanges still alive", value(now, "conformance.live"), 0);
     must("futures dropped, of those started", grown("conformance.dropped"), started);
     let ended = |name: &str| grown(&format!("conformance.{name}"));
     must("exchanges completed", OUTCOMES.iter().map(|name| ended(name)).sum(), started);

@@ -1,4 +1,5 @@
-//! Stock Envoy as a host: one process per profile, started when the first scenario needs it.
+//! Envoy as a host, a stock one or one with the filters compiled in: one process per profile, started
+//! when the first scenario needs it.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -15,7 +16,7 @@ use crate::scenario::{Case, Profile};
 /// How long one cell may take before it counts as stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// A stock Envoy and what the client speaks to it.
+/// An Envoy and what the client speaks to it.
 pub type EnvoyHost = Host;
 
 /// A running Envoy with an upstream behind it.
@@ -104,8 +105,11 @@ pub fn run(host: &EnvoyHost, cases: &[Case]) -> Vec<Cell> {
 }
 
 async fn run_all(host: &EnvoyHost, cases: &[Case]) -> Vec<Cell> {
-    let modules = Modules::new().package(PACKAGE);
-    let name = format!("envoy-{}", host.version.name());
+    let compiled_in = host.version.is_compiled_in();
+    let modules = if compiled_in { Modules::new() } else { Modules::new().package(PACKAGE) };
+    // The names that `not_applicable` in the scenarios refers to.
+    let kind = if compiled_in { "compiled-in" } else { "envoy" };
+    let name = format!("{kind}-{}", host.version.name());
     let protocol = match host.protocol {
         Protocol::Http1 => "h1",
         Protocol::Http2 => "h2",
@@ -126,6 +130,11 @@ async fn run_all(host: &EnvoyHost, cases: &[Case]) -> Vec<Cell> {
             continue;
         }
         let profile = case.scenario.profile;
+        if compiled_in && profile == Profile::Lua {
+            let reason = "this Envoy is built without its Lua filter (bazel/extensions)";
+            cells.push(cell(section, case.name(), Outcome::NotApplicable(reason.to_owned())));
+            continue;
+        }
         let id = format!("{protocol}-{number}");
         let at = running.remove(&profile);
         let started = std::time::Instant::now();

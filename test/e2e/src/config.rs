@@ -276,7 +276,7 @@ pub struct Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.render(Path::new("TEMP")).main)
+        f.write_str(&self.render(Path::new("TEMP"), false).main)
     }
 }
 
@@ -412,11 +412,15 @@ impl Config {
         self
     }
 
-    pub(crate) fn render(&self, directory: &Path) -> Rendered {
+    /// `compiled_in`: for an Envoy with our filters in it, which wants them configured in its own way.
+    pub(crate) fn render(&self, directory: &Path, compiled_in: bool) -> Rendered {
         if let Some(text) = &self.example {
             return Rendered { main: self.render_example(text), listeners: None };
         }
-        let listener = self.render_listener(directory);
+        let mut listener = self.render_listener(directory);
+        if compiled_in {
+            to_compiled_in(&mut listener);
+        }
         let mut bootstrap = json!({
             "node": {"id": "attache-test", "cluster": "attache-test"},
             "admin": {"address": socket_address(self.admin.unwrap_or(free_port()))},
@@ -445,6 +449,9 @@ impl Config {
         }
         for patch in &self.patches {
             patch(&mut bootstrap);
+        }
+        if compiled_in {
+            to_compiled_in(&mut bootstrap);
         }
         Rendered { main: bootstrap.to_string(), listeners }
     }
@@ -523,6 +530,36 @@ impl Config {
             listener["per_connection_buffer_limit_bytes"] = json!(limit);
         }
         listener
+    }
+}
+
+/// Turns the configs of modules' filters into those of compiled-in ones, wherever they are.
+fn to_compiled_in(value: &mut Value) {
+    const MODULE: &str = "filters.http.dynamic_modules.v3.DynamicModuleFilter";
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(to_compiled_in),
+        Value::Object(fields) => {
+            let kind = fields.get("@type").and_then(Value::as_str);
+            let kind = kind.and_then(|kind| kind.strip_prefix(EXTENSIONS)?.strip_prefix('.'));
+            let per_route = match kind.and_then(|kind| kind.strip_prefix(MODULE)) {
+                Some("") => false,
+                Some("PerRoute") => true,
+                _ => return fields.values_mut().for_each(to_compiled_in),
+            };
+            let name = if per_route { "per_route_config_name" } else { "filter_name" };
+            let kind = if per_route { "FilterPerRoute" } else { "Filter" };
+            let mut ours = json!({
+                "@type": format!("type.googleapis.com/attache.v3alpha.{kind}"),
+                "name": fields[name],
+            });
+            match fields.remove("filter_config") {
+                Some(config) => ours["config"] = config,
+                None if per_route => ours["config"] = any_struct(json!({})),
+                None => {}
+            }
+            *value = ours;
+        }
+        _ => {}
     }
 }
 

@@ -23,11 +23,18 @@ use crate::config::{ACCESS_LOG_FILE, Config, LISTENERS_FILE};
 use crate::module::{Modules, workspace_root};
 use crate::wait::{LIMIT, eventually, within};
 
+/// What is in a binary with our C++ filter, and in no other: the name of its config.
+const COMPILED_IN: &str = "attache.v3alpha.FilterPerRoute";
+
+/// What stands before the names of the metrics of modules.
+const MODULE_STATS: &str = "dynamicmodulescustom.";
+
 /// An Envoy binary.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Version {
     name: String,
     binary: PathBuf,
+    compiled_in: bool,
 }
 
 impl Version {
@@ -58,17 +65,25 @@ impl Version {
             "Envoy {name} is not there: run `test/fetch-envoy` (looked for {})",
             binary.display()
         );
-        Self { name: name.to_owned(), binary }
+        Self { name: name.to_owned(), binary, compiled_in: false }
     }
 
-    /// Any binary; asks it for its version.
+    /// Any binary; asks it for its version, and looks whether our filter is compiled in.
     pub fn of_binary(binary: PathBuf) -> Self {
         let output = Command::new(&binary).arg("--version").output();
         let output = output.unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
         // `envoy  version: <commit>/<version>/<state>/<mode>/<ssl>`
         let text = String::from_utf8_lossy(&output.stdout);
         let name = text.split('/').nth(1).unwrap_or("unknown").to_owned();
-        Self { name, binary }
+        let found = Command::new("grep").args(["-qaF", COMPILED_IN]).arg(&binary).status();
+        let compiled_in = found.expect("grep runs").success();
+        Self { name, binary, compiled_in }
+    }
+
+    /// Whether the filters are compiled into it. Such an Envoy needs no module: the configs of
+    /// [`ModuleFilter`](crate::ModuleFilter)s are written as it wants them.
+    pub fn is_compiled_in(&self) -> bool {
+        self.compiled_in
     }
 
     /// `1.40.0`, say.
@@ -215,7 +230,7 @@ impl Launch {
     }
 
     fn command(&self, directory: &Path, config: &Config) -> Command {
-        let rendered = config.render(directory);
+        let rendered = config.render(directory, self.version.compiled_in);
         let path = directory.join("envoy.yaml");
         fs::write(&path, rendered.main).expect("a file in the temporary directory");
         if let Some(listeners) = rendered.listeners {
@@ -391,8 +406,13 @@ impl Envoy {
         self.admin_call(Method::POST, path).await.expect("an answer from the admin page").1
     }
 
-    /// The value of a counter or gauge by its full name; `None` if there is none.
+    /// The value of a counter or gauge by its full name; `None` if there is none. Where the filters
+    /// are compiled in, their metrics go without the prefix that those of modules have.
     pub async fn stat(&self, name: &str) -> Option<u64> {
+        let name = match name.strip_prefix(MODULE_STATS) {
+            Some(plain) if self.version.compiled_in => plain,
+            _ => name,
+        };
         self.admin_get("/stats").await.lines().find_map(|line| {
             let (found, value) = line.split_once(": ")?;
             (found == name).then(|| value.parse().ok())?
@@ -484,7 +504,7 @@ impl Envoy {
         const ACCEPTED: &str = "listener_manager.lds.update_success";
         const REJECTED: &str = "listener_manager.lds.update_rejected";
         let before = (self.stat(ACCEPTED).await, self.stat(REJECTED).await);
-        let rendered = config.render(self.directory.path());
+        let rendered = config.render(self.directory.path(), self.version.compiled_in);
         let new = self.directory.path().join("listeners.new");
         fs::write(&new, rendered.listeners.expect("a watched config")).expect("a file");
         // Envoy looks at the file when another is moved to its place, not when it is written to.
