@@ -7,10 +7,12 @@
 //! | `attache_hop`            | waits for a task on a Tokio thread                                 |
 //! | `attache_body_untouched` | nothing, to bodies                                                 |
 //! | `attache_body_mapped`    | flips the bits of both bodies                                      |
+//! | `attache_callout`        | asks a service behind a cluster, and tells what it saw            |
 //! | `attache_suspend`        | waits until `attache_probe` is asked to let everyone go            |
 //! | `attache_probe`          | answers with what the library has allocated; no part of a measurement |
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use attache::prelude::*;
 use tokio::sync::Notify;
@@ -23,6 +25,7 @@ attache::filters! {
     "attache_hop" => Hop,
     "attache_body_untouched" => Pass,
     "attache_body_mapped" => MapBodies,
+    "attache_callout" => Callout,
     "attache_suspend" => Suspend,
     "attache_probe" => Probe,
 }
@@ -103,6 +106,37 @@ fn flip(chunk: Bytes) -> Bytes {
             mine.freeze()
         }
         Err(shared) => shared.iter().map(|byte| !byte).collect(),
+    }
+}
+
+/// What Envoy's `ext_authz` does with the config that it is measured with.
+struct Callout;
+
+impl Filter for Callout {
+    type Config = ();
+    type RouteConfig = ();
+
+    fn new((): (), _setup: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Callout)
+    }
+
+    async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+        let answer = req
+            .cluster("upstream")
+            .call(req.method(), "/check".to_owned() + &req.path())
+            .authority(req.authority().unwrap_or_default())
+            .header("x-bench-out", "some-value")
+            .timeout(Duration::from_secs(5))
+            .send()
+            .await?;
+        if answer.status() != StatusCode::OK {
+            return Ok(Response::new(StatusCode::FORBIDDEN));
+        }
+        let mut resp = next.run(req).await?;
+        if let Some(saw) = answer.headers().get("x-saw-out") {
+            resp.headers_mut().set("x-saw-out", saw);
+        }
+        Ok(resp)
     }
 }
 

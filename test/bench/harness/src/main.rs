@@ -100,10 +100,10 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
 
 fn requests(scenario: Scenario, quick: bool) -> Requests {
     let (warm_up, counted) = match (scenario, quick) {
-        (Scenario::Direct | Scenario::Upstream, true) => (200, 2_000),
+        (Scenario::Direct | Scenario::Upstream | Scenario::Callout, true) => (200, 2_000),
         (Scenario::Body, true) => (32, 64),
         (Scenario::Direct, false) => (10_000, 80_000),
-        (Scenario::Upstream, false) => (5_000, 40_000),
+        (Scenario::Upstream | Scenario::Callout, false) => (5_000, 40_000),
         (Scenario::Body, false) => (100, 1_000),
     };
     Requests { warm_up, counted }

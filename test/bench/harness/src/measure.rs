@@ -145,7 +145,7 @@ impl<'a> Contender<'a> {
         let listener = Listener {
             name: "bench",
             filters: variant.filters(),
-            answer: (scenario == Scenario::Direct).then_some(ANSWER),
+            answer: matches!(scenario, Scenario::Direct | Scenario::Callout).then_some(ANSWER),
         };
         let config = variant::config(vec![listener], upstream.address());
         let envoy = launcher.start(&format!("{}.{}", scenario.name(), variant.name()), &config)?;

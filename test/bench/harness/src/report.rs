@@ -135,6 +135,7 @@ impl Report {
             self.goal_headers(),
             self.goal_hop(),
             self.goal_body(all),
+            self.goal_callout(),
             self.goal_chunks(),
             self.goal_suspended(),
         ];
@@ -183,6 +184,19 @@ impl Report {
             promise: "attache_body_untouched is not above none_body beyond noise",
             measured: format!("{more} more; the noise of none_body is {noise:.1} us"),
             met: more.us <= noise,
+        })
+    }
+
+    fn goal_callout(&self) -> Option<Goal> {
+        let added = |variant| {
+            let row = |row: &&Row| row.scenario == Scenario::Callout && row.variant == variant;
+            self.rows.iter().find(row)?.added
+        };
+        let (ours, theirs) = (added(Variant::AttacheCallout)?, added(Variant::ExtAuthz)?);
+        Some(Goal {
+            promise: "attache_callout adds at most 1.1 times what ext_authz adds",
+            measured: format!("{ours} against {theirs} ({:.2} times)", ours.us / theirs.us),
+            met: ours.us <= 1.1 * theirs.us,
         })
     }
 

@@ -29,11 +29,14 @@ pub(crate) enum Scenario {
     Upstream,
     /// A real upstream echoes a body of [`BODY`] bytes.
     Body,
+    /// As [`Direct`](Scenario::Direct), once a service behind a cluster has consented.
+    Callout,
 }
 
 impl Scenario {
     /// All of them, in the order of the report.
-    pub(crate) const ALL: [Scenario; 3] = [Scenario::Direct, Scenario::Upstream, Scenario::Body];
+    pub(crate) const ALL: [Scenario; 4] =
+        [Scenario::Direct, Scenario::Upstream, Scenario::Body, Scenario::Callout];
 
     /// The name in the report.
     pub(crate) fn name(self) -> &'static str {
@@ -41,6 +44,7 @@ impl Scenario {
             Scenario::Direct => "direct",
             Scenario::Upstream => "upstream",
             Scenario::Body => "body",
+            Scenario::Callout => "callout",
         }
     }
 
@@ -60,13 +64,14 @@ impl Scenario {
                 AttacheHop,
             ],
             Scenario::Body => &[NoneBody, AttacheBodyUntouched, AttacheBodyMapped],
+            Scenario::Callout => &[NoneCallout, ExtAuthz, AttacheCallout],
         }
     }
 
     /// The request that is sent and the response that is expected.
     pub(crate) fn exchange(self) -> Exchange {
         match self {
-            Scenario::Direct | Scenario::Upstream => Exchange {
+            Scenario::Direct | Scenario::Upstream | Scenario::Callout => Exchange {
                 request: format!(
                     "GET /bench HTTP/1.1\r\nhost: bench\r\nx-bench-in: {HEADER_VALUE}\r\n\r\n"
                 )
@@ -118,6 +123,12 @@ pub(crate) enum Variant {
     AttacheBodyUntouched,
     /// A filter on the runtime that changes each byte of both bodies.
     AttacheBodyMapped,
+    /// No filter, and no call.
+    NoneCallout,
+    /// Envoy's C++ filter, which calls a service.
+    ExtAuthz,
+    /// A filter on the runtime that calls a service.
+    AttacheCallout,
 }
 
 impl Variant {
@@ -136,6 +147,9 @@ impl Variant {
             Variant::NoneBody => "none_body",
             Variant::AttacheBodyUntouched => "attache_body_untouched",
             Variant::AttacheBodyMapped => "attache_body_mapped",
+            Variant::NoneCallout => "none_callout",
+            Variant::ExtAuthz => "ext_authz",
+            Variant::AttacheCallout => "attache_callout",
         }
     }
 
@@ -147,10 +161,14 @@ impl Variant {
             | Variant::AttacheHeaders
             | Variant::AttacheHop
             | Variant::AttacheBodyUntouched
-            | Variant::AttacheBodyMapped => Some(ATTACHE_LIBRARY),
-            Variant::None | Variant::NoneBody | Variant::HeaderMutation | Variant::LuaHeaders => {
-                Option::None
-            }
+            | Variant::AttacheBodyMapped
+            | Variant::AttacheCallout => Some(ATTACHE_LIBRARY),
+            Variant::None
+            | Variant::NoneBody
+            | Variant::NoneCallout
+            | Variant::HeaderMutation
+            | Variant::LuaHeaders
+            | Variant::ExtAuthz => Option::None,
         }
     }
 
@@ -167,7 +185,8 @@ impl Variant {
     /// The filters that go before the router.
     pub(crate) fn filters(self) -> Vec<Value> {
         match self {
-            Variant::None | Variant::NoneBody => vec![],
+            Variant::None | Variant::NoneBody | Variant::NoneCallout => vec![],
+            Variant::ExtAuthz => vec![ext_authz()],
             Variant::HeaderMutation => vec![header_mutation()],
             Variant::LuaHeaders => vec![lua()],
             ours => match ours.library() {
@@ -191,6 +210,11 @@ impl Variant {
         expect("x-bench", response.header("x-bench"), worked.then_some("1"))?;
         match scenario {
             Scenario::Direct => {}
+            Scenario::Callout => {
+                // What the service saw of the call comes back to the client.
+                let wanted = (self != Variant::NoneCallout).then_some(HEADER_VALUE);
+                expect("x-saw-out", response.header("x-saw-out"), wanted)?;
+            }
             Scenario::Upstream => {
                 let wanted = if worked { HEADER_VALUE } else { "-" };
                 expect("x-bench-out", response.header("x-saw-out"), Some(wanted))?;
@@ -239,6 +263,26 @@ fn header_mutation() -> Value {
             "mutations": {
                 "request_mutations": [set("x-bench-out", "%REQ(x-bench-in)%")],
                 "response_mutations": [set("x-bench", "1")],
+            },
+        },
+    })
+}
+
+fn ext_authz() -> Value {
+    let only = |name: &str| json!({"patterns": [{"exact": name}]});
+    json!({
+        "name": "ext_authz",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+            "http_service": {
+                "server_uri": {"uri": "http://upstream", "cluster": "upstream", "timeout": "5s"},
+                "path_prefix": "/check",
+                "authorization_request": {
+                    "headers_to_add": [{"key": "x-bench-out", "value": HEADER_VALUE}],
+                },
+                "authorization_response": {
+                    "allowed_client_headers_on_success": only("x-saw-out"),
+                },
             },
         },
     })
