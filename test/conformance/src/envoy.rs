@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use attache_e2e::{Client, Envoy, Host, Modules, Protocol, Upstream};
+use attache_e2e::{Client, Envoy, Host, Modules, OutBody, Protocol, Upstream, response};
 use futures_util::FutureExt;
+use http::Response;
 
 use crate::play;
 use crate::profile::PACKAGE;
@@ -19,10 +20,27 @@ const STUCK: Duration = Duration::from_secs(30);
 /// An Envoy and what the client speaks to it.
 pub type EnvoyHost = Host;
 
+/// What filters call. The path says how it answers.
+async fn service() -> Upstream {
+    Upstream::start(async |request| {
+        let path = request.uri().path().to_owned();
+        match &*path {
+            "/503" => response(503, "my own"),
+            "/cut" => Err("cut".into()),
+            "/never" => std::future::pending().await,
+            "/echo" => Ok(Response::new(OutBody::other(request.into_body()))),
+            _ => response(200, "yes"),
+        }
+    })
+    .await
+}
+
 /// A running Envoy with an upstream behind it.
 pub(crate) struct Running {
     pub(crate) envoy: Envoy,
     pub(crate) upstream: Upstream,
+    /// What filters call.
+    _service: Upstream,
     protocol: Protocol,
     window: Option<u32>,
 }
@@ -30,11 +48,18 @@ pub(crate) struct Running {
 impl Running {
     async fn start(host: &EnvoyHost, modules: &Modules, profile: Profile) -> Self {
         let upstream = Upstream::manual().await;
-        let config = profile.config(upstream.address(), host.protocol);
+        let service = service().await;
+        let config = profile.config(upstream.address(), service.address(), host.protocol);
         // A backtrace in a debug build takes a second, and scenarios panic often.
         let launch = host.launch().modules(modules).env("RUST_BACKTRACE", "0");
         let envoy = launch.start(&config).await;
-        Running { envoy, upstream, protocol: host.protocol, window: profile.window() }
+        Running {
+            envoy,
+            upstream,
+            _service: service,
+            protocol: host.protocol,
+            window: profile.window(),
+        }
     }
 
     /// A new connection.

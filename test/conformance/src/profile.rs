@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attache_e2e::{Config, ModuleFilter, Protocol, Route, envoy_filter};
+use attache_e2e::{Cluster, Config, ModuleFilter, Protocol, Route, envoy_filter};
 use serde_json::{Value, json};
 
 use crate::scenario::Profile;
@@ -70,11 +70,17 @@ impl Profile {
         matches!(self, Profile::Small | Profile::SmallTwo).then_some(2 * SMALL)
     }
 
-    /// The config, in front of an upstream.
-    pub(crate) fn config(self, upstream: SocketAddr, protocol: Protocol) -> Config {
+    /// The config, in front of an upstream and of the service that filters call.
+    pub(crate) fn config(
+        self,
+        upstream: SocketAddr,
+        service: SocketAddr,
+        protocol: Protocol,
+    ) -> Config {
+        let service = Cluster::new("service", service);
         let config = match protocol {
-            Protocol::Http1 => Config::new().upstream(upstream),
-            Protocol::Http2 => Config::new().upstream_http2(upstream),
+            Protocol::Http1 => Config::new().upstream(upstream).cluster(service),
+            Protocol::Http2 => Config::new().upstream_http2(upstream).cluster(service.http2()),
         };
         let none = Value::Null;
         let config = config.upgrade("websocket");

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use attache_conformance::{OPEN_HEADER, attache_registry};
-use attache_test::{TestExchange, TestHost, TestRequest, TestResponse};
+use attache_test::{ClusterAnswer, TestExchange, TestHost, TestRequest, TestResponse};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
@@ -102,8 +102,20 @@ fn load(profile: Profile) -> TestHost {
     if profile == Profile::FailOpen {
         config["attache"] = json!({"fail_open": true});
     }
-    let host = TestHost::from_registry(attache_registry(), "conformance", &config.to_string());
+    let host = TestHost::from_registry(attache_registry(), "conformance", &config.to_string())
+        .with_cluster("service", service);
     if profile == Profile::Small { host.with_buffer_limit(SMALL) } else { host }
+}
+
+/// What filters call; the same as in a real Envoy.
+fn service(request: &TestRequest) -> ClusterAnswer {
+    match request.path() {
+        "/503" => TestResponse::new(503).body("my own").into(),
+        "/cut" => ClusterAnswer::reset(),
+        "/never" => ClusterAnswer::never(),
+        "/echo" => TestResponse::new(200).chunk(request.bytes()).into(),
+        _ => TestResponse::new(200).body("yes").into(),
+    }
 }
 
 /// Why this host cannot run a case, if it cannot.

@@ -10,10 +10,10 @@ mod play;
 mod script;
 
 use attache::prelude::*;
-use attache::{Counter, Gauge};
+use attache::{Counter, Gauge, SharedCluster};
 use serde::Deserialize;
 
-pub use script::{Edit, Flavour, Mapping, PipeStep, Reply, Script, Step, Whole};
+pub use script::{Call, Edit, Flavour, Mapping, PipeStep, Reply, Script, Step, Whole};
 
 /// The header that opens a gate; its value is the gate's name.
 pub const OPEN_HEADER: &str = "x-open";
@@ -30,6 +30,7 @@ pub struct Config {
 pub struct Conformance {
     script_header: String,
     pub(crate) stats: Stats,
+    pub(crate) service: SharedCluster,
 }
 
 /// What the scenarios look at. Each metric's name is `conformance.<field>`.
@@ -90,7 +91,11 @@ impl Filter for Conformance {
     type RouteConfig = ();
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        Ok(Conformance { script_header: config.script_header, stats: Stats::new(setup)? })
+        Ok(Conformance {
+            script_header: config.script_header,
+            stats: Stats::new(setup)?,
+            service: setup.cluster("service"),
+        })
     }
 
     async fn handle(&self, req: Request, next: Next) -> Result<Response> {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use attache::bytes::BytesMut;
 use attache::prelude::*;
+use attache::{Caller, Callout, CalloutError};
 use futures_util::stream;
 
-use crate::script::{Edit, Flavour, Mapping, PipeStep, Reply, Script, Step};
+use crate::script::{Call, Edit, Flavour, Mapping, PipeStep, Reply, Script, Step};
 use crate::{Conformance, Stats, gate};
 
 /// What the log says of an error, and the client must not see.
@@ -38,6 +39,12 @@ pub(crate) async fn play(
     let stats = &filter.stats;
     let flavour = script.flavour;
     let mut carried: Vec<(String, HeaderValue)> = Vec::new();
+    // Taken before the request goes on, for calls after it, too.
+    let (service, nobody) = (req.cluster("service"), req.cluster("nobody"));
+    let made = |call: &Call| {
+        let cluster = if call.unknown { &nobody } else { &service };
+        made(cluster.get(call.path.clone()), call)
+    };
     let mut at = At::Request(req, next);
     for step in script.steps {
         match step {
@@ -68,6 +75,30 @@ pub(crate) async fn play(
                 return Ok(Response::text(StatusCode::ACCEPTED, "did not wait"));
             }
             Step::Reply(reply) => return reply_with(reply, flavour, stats, at),
+            Step::Call(call) => {
+                let told = told(made(&call).send().await);
+                either!(&mut at, m => m.headers_mut()).set("x-call", told);
+            }
+            Step::CallShared(call) => {
+                let shared = self::made(filter.service.get(call.path.clone()), &call);
+                let told = told(attache::spawn(shared.send()).await?);
+                either!(&mut at, m => m.headers_mut()).set("x-call", told);
+            }
+            Step::CallStreaming(call) => {
+                let At::Request(mut req, _) = at else {
+                    return Err(Error::new("only a request is sent on"));
+                };
+                let made = made(&call).method(Method::POST).body(req.take_body());
+                return Ok(made.send_streaming().await?.into());
+            }
+            Step::CallAndDrop(call, millis) => {
+                let made = made(&call).send();
+                let told = match tokio::time::timeout(Duration::from_millis(millis), made).await {
+                    Ok(answer) => told(answer),
+                    Err(_) => "dropped".to_owned(),
+                };
+                either!(&mut at, m => m.headers_mut()).set("x-call", told);
+            }
             Step::Headers(edits) => either!(&mut at, m => edit(m.headers_mut(), &edits)),
             Step::Path(path) => {
                 if let At::Request(req, _) = &mut at {
@@ -139,6 +170,34 @@ pub(crate) async fn play(
 }
 
 /// Waits, as the flavour says.
+/// A call as a script describes it.
+fn made<C: Caller>(mut callout: Callout<C>, call: &Call) -> Callout<C>
+where
+    String: Into<C::Body>,
+{
+    if let Some(body) = &call.body {
+        callout = callout.method(Method::POST).body(body.clone());
+    }
+    if let Some(millis) = call.timeout_ms {
+        callout = callout.timeout(Duration::from_millis(millis));
+    }
+    if let Some(limit) = call.limit {
+        callout = callout.limit(limit);
+    }
+    callout
+}
+
+/// What came of a call: status and body, or the kind of the error.
+fn told(answer: std::result::Result<attache::http::Response<Bytes>, CalloutError>) -> String {
+    match answer {
+        Ok(answer) => {
+            let body = String::from_utf8_lossy(answer.body());
+            format!("{} {body}", answer.status().as_u16())
+        }
+        Err(error) => format!("{:?}", error.kind()),
+    }
+}
+
 async fn wait(flavour: Flavour) -> Result<()> {
     match flavour {
         Flavour::AtOnce => Ok(()),

@@ -52,6 +52,15 @@ pub enum Step {
     PanicInTask,
     /// Fails with this status and a message that must not reach the client.
     Error(u16),
+    /// Calls the cluster `service`, and notes in `x-call` what came back: status and body, or the
+    /// kind of the error.
+    Call(Call),
+    /// Calls the cluster `service` in a task of another thread; else as `Call`.
+    CallShared(Call),
+    /// Sends the request's body to the cluster `service`, and ends with the response.
+    CallStreaming(Call),
+    /// Calls the cluster `service`, and gives up after this many milliseconds.
+    CallAndDrop(Call, u64),
     /// Changes headers.
     Headers(Vec<Edit>),
     /// Changes the path.
@@ -84,6 +93,26 @@ pub enum Step {
     Trailers(Vec<Edit>),
     /// Replaces the body by what these steps write.
     Pipe(Vec<PipeStep>),
+}
+
+/// A call to a cluster.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call {
+    /// A cluster that is not there.
+    #[serde(default)]
+    pub unknown: bool,
+    /// What it is asked: see the service in the harness.
+    pub path: String,
+    /// A body in one piece: then it is a POST.
+    #[serde(default)]
+    pub body: Option<String>,
+    /// How long it may take.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// How large the answer may be.
+    #[serde(default)]
+    pub limit: Option<usize>,
 }
 
 /// A change of a header or trailer map.
