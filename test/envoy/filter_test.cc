@@ -1,0 +1,705 @@
+// The filter and its factory between Envoy's mocks and the real Rust runtime.
+//
+// The Rust side is `test/conformance/filters`: it does what a script in the request header
+// `x-script` says. Where an exchange waits, it waits at a gate, which another exchange opens:
+// nothing here depends on time. What is posted to the worker is kept in a queue, which the test
+// runs when it likes.
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "source/common/buffer/buffer_impl.h"
+#include "source/common/protobuf/utility.h"
+
+#include "test/mocks/http/mocks.h"
+#include "test/mocks/server/factory_context.h"
+#include "test/test_common/utility.h"
+
+#include "absl/strings/str_cat.h"
+#include "cc/config/factory.h"
+#include "cc/filter/filter.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace Envoy {
+namespace Attache {
+namespace {
+
+using testing::_;
+using testing::HasSubstr;
+using testing::Invoke;
+using testing::NiceMock;
+using testing::Return;
+using testing::ReturnRef;
+
+// Envoy's side of one stream: its headers, and what the filter does to it.
+class Stream {
+public:
+  Stream(const Http::FilterFactoryCb& factory, Event::Dispatcher& dispatcher) {
+    ON_CALL(decoder_, dispatcher()).WillByDefault(ReturnRef(dispatcher));
+    ON_CALL(decoder_, bufferLimit()).WillByDefault(Invoke([this] { return limit_; }));
+    ON_CALL(decoder_, requestHeaders()).WillByDefault(Invoke([this] {
+      return Http::RequestHeaderMapOptRef(request_);
+    }));
+    ON_CALL(decoder_, requestTrailers()).WillByDefault(Invoke([this] {
+      return has_request_trailers_ ? Http::RequestTrailerMapOptRef(request_trailers_)
+                                   : Http::RequestTrailerMapOptRef();
+    }));
+    ON_CALL(decoder_, addDecodedTrailers()).WillByDefault(Invoke([this]() -> auto& {
+      has_request_trailers_ = true;
+      return request_trailers_;
+    }));
+    ON_CALL(decoder_, injectDecodedDataToFilterChain(_, _))
+        .WillByDefault(Invoke([this](Buffer::Instance& data, bool end) {
+          upstream_ += data.toString();
+          data.drain(data.length());
+          upstream_ended_ |= end;
+        }));
+    ON_CALL(decoder_, addDecodedData(_, _))
+        .WillByDefault(Invoke([this](Buffer::Instance& data, bool) {
+          upstream_ += data.toString();
+          data.drain(data.length());
+        }));
+    ON_CALL(encoder_, streamInfo()).WillByDefault(ReturnRef(decoder_.stream_info_));
+    ON_CALL(encoder_, responseHeaders()).WillByDefault(Invoke([this] {
+      return has_response_ ? Http::ResponseHeaderMapOptRef(response_)
+                           : Http::ResponseHeaderMapOptRef();
+    }));
+    ON_CALL(encoder_, responseTrailers()).WillByDefault(Invoke([this] {
+      return has_response_trailers_ ? Http::ResponseTrailerMapOptRef(response_trailers_)
+                                    : Http::ResponseTrailerMapOptRef();
+    }));
+    ON_CALL(encoder_, addEncodedTrailers()).WillByDefault(Invoke([this]() -> auto& {
+      has_response_trailers_ = true;
+      return response_trailers_;
+    }));
+    ON_CALL(encoder_, injectEncodedDataToFilterChain(_, _))
+        .WillByDefault(Invoke([this](Buffer::Instance& data, bool end) {
+          client_ += data.toString();
+          data.drain(data.length());
+          client_ended_ |= end;
+        }));
+    ON_CALL(encoder_, addEncodedData(_, _))
+        .WillByDefault(Invoke([this](Buffer::Instance& data, bool) {
+          client_ += data.toString();
+          data.drain(data.length());
+        }));
+
+    NiceMock<Http::MockFilterChainFactoryCallbacks> chain;
+    EXPECT_CALL(chain, addStreamFilter(_))
+        .WillOnce(Invoke([this](Http::StreamFilterSharedPtr filter) { filter_ = filter; }));
+    factory(chain);
+    filter_->setDecoderFilterCallbacks(decoder_);
+    filter_->setEncoderFilterCallbacks(encoder_);
+  }
+
+  ~Stream() { destroy(); }
+
+  void destroy() {
+    if (filter_ != nullptr) {
+      filter_->onStreamComplete();
+      filter_->onDestroy();
+      filter_.reset();
+    }
+  }
+
+  Http::FilterHeadersStatus request(const std::string& script, bool end_stream = false) {
+    request_.setCopy(Http::LowerCaseString("x-script"), script);
+    return filter_->decodeHeaders(request_, end_stream);
+  }
+
+  Http::FilterDataStatus requestData(const std::string& text, bool end_stream = false) {
+    Buffer::OwnedImpl frame(text);
+    const Http::FilterDataStatus status = filter_->decodeData(frame, end_stream);
+    if (status == Http::FilterDataStatus::Continue) {
+      upstream_ += frame.toString();
+      upstream_ended_ |= end_stream;
+    } else {
+      EXPECT_EQ(0, frame.length()) << "what is left of a held frame is Envoy's no more";
+    }
+    return status;
+  }
+
+  Http::FilterTrailersStatus requestTrailers() {
+    has_request_trailers_ = true;
+    return filter_->decodeTrailers(request_trailers_);
+  }
+
+  Http::FilterHeadersStatus response(bool end_stream = false) {
+    has_response_ = true;
+    return filter_->encodeHeaders(response_, end_stream);
+  }
+
+  Http::FilterDataStatus responseData(const std::string& text, bool end_stream = false) {
+    Buffer::OwnedImpl frame(text);
+    const Http::FilterDataStatus status = filter_->encodeData(frame, end_stream);
+    if (status == Http::FilterDataStatus::Continue) {
+      client_ += frame.toString();
+      client_ended_ |= end_stream;
+    }
+    return status;
+  }
+
+  Http::FilterTrailersStatus responseTrailers() {
+    has_response_trailers_ = true;
+    return filter_->encodeTrailers(response_trailers_);
+  }
+
+  uint64_t limit_{1024 * 1024};
+  Http::TestRequestHeaderMapImpl request_{
+      {":method", "POST"}, {":path", "/"}, {":scheme", "http"}, {":authority", "host"}};
+  Http::TestRequestTrailerMapImpl request_trailers_;
+  bool has_request_trailers_{};
+  Http::TestResponseHeaderMapImpl response_{{":status", "200"}};
+  bool has_response_{};
+  Http::TestResponseTrailerMapImpl response_trailers_;
+  bool has_response_trailers_{};
+  // What has got past the filter.
+  std::string upstream_;
+  bool upstream_ended_{};
+  std::string client_;
+  bool client_ended_{};
+
+  NiceMock<Http::MockStreamDecoderFilterCallbacks> decoder_;
+  NiceMock<Http::MockStreamEncoderFilterCallbacks> encoder_;
+  Http::StreamFilterSharedPtr filter_;
+};
+
+class FilterTest : public testing::Test {
+public:
+  FilterTest() {
+    ON_CALL(context_.server_factory_context_.thread_local_.dispatcher_, post(_))
+        .WillByDefault(
+            Invoke([this](Event::PostCb callback) { posted_.push_back(std::move(callback)); }));
+    factory_ = load("conformance", R"({"script_header": "x-script"})").value();
+  }
+
+  absl::StatusOr<Http::FilterFactoryCb> load(const std::string& name, const std::string& json,
+                                             bool fail_open = false) {
+    ::attache::v3alpha::Filter config;
+    config.set_name(name);
+    config.set_fail_open(fail_open);
+    Protobuf::StringValue text;
+    text.set_value(json);
+    config.mutable_config()->PackFrom(text);
+    return filter_factory_.createFilterFactoryFromProto(config, "", context_);
+  }
+
+  absl::StatusOr<Router::RouteSpecificFilterConfigConstSharedPtr>
+  loadRoute(const ::attache::v3alpha::FilterPerRoute& config) {
+    return filter_factory_.createRouteSpecificFilterConfig(
+        config, context_.server_factory_context_, ProtobufMessage::getStrictValidationVisitor());
+  }
+
+  std::unique_ptr<Stream> stream() { return stream(factory_); }
+  std::unique_ptr<Stream> stream(const Http::FilterFactoryCb& factory) {
+    return std::make_unique<Stream>(factory,
+                                    context_.server_factory_context_.thread_local_.dispatcher_);
+  }
+
+  // A gate of this test's own.
+  std::string gate() {
+    return absl::StrCat(testing::UnitTest::GetInstance()->current_test_info()->name());
+  }
+
+  // Opens a gate, as another exchange on the same worker.
+  void open(const std::string& gate) {
+    auto other = stream();
+    other->request_.setCopy(Http::LowerCaseString("x-open"), gate);
+    EXPECT_CALL(other->decoder_, sendLocalReply(Http::Code::OK, _, _, _, _));
+    EXPECT_EQ(Http::FilterHeadersStatus::StopIteration, other->request("", true));
+  }
+
+  // Runs what was posted to the worker, and what comes of it.
+  void runPosted() {
+    while (!posted_.empty()) {
+      Event::PostCb callback = std::move(posted_.front());
+      posted_.pop_front();
+      callback();
+    }
+  }
+
+  uint64_t counter(const std::string& name) {
+    return context_.store_.counterFromString(name).value();
+  }
+
+  NiceMock<Server::Configuration::MockFactoryContext> context_;
+  std::deque<Event::PostCb> posted_;
+  FilterFactory filter_factory_;
+  Http::FilterFactoryCb factory_;
+};
+
+// ---- Headers --------------------------------------------------------------------------------
+
+TEST_F(FilterTest, WhatTheFilterDoesNotTouchPassesWithoutAStop) {
+  auto s = stream();
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request("{}"));
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("good"));
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("bye", true));
+  EXPECT_EQ("goodbye", s->upstream_);
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response());
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->responseData("hi"));
+  EXPECT_EQ(Http::FilterTrailersStatus::Continue, s->responseTrailers());
+  EXPECT_TRUE(posted_.empty()) << "a filter that does not wait wakes nobody";
+}
+
+TEST_F(FilterTest, HeadersChangeInPlace) {
+  auto s = stream();
+  s->request_.addCopy(Http::LowerCaseString("x-old"), "1");
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue,
+            s->request(R"({"steps": [{"headers": [{"set": ["x-new", "a"]},
+                {"append": ["x-new", "b"]}, {"remove": "x-old"}]}, "run",
+                {"headers": [{"set": ["x-by", "us"]}]}]})",
+                       true));
+  EXPECT_EQ(2, s->request_.get(Http::LowerCaseString("x-new")).size());
+  EXPECT_TRUE(s->request_.get(Http::LowerCaseString("x-old")).empty());
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response(true));
+  EXPECT_EQ("us", s->response_.get_("x-by"));
+}
+
+TEST_F(FilterTest, AHeaderMayBeEmpty) {
+  auto s = stream();
+  s->request(R"({"steps": [{"headers": [{"set": ["x-empty", ""]}]}]})", true);
+  const auto values = s->request_.get(Http::LowerCaseString("x-empty"));
+  ASSERT_EQ(1, values.size());
+  EXPECT_EQ("", values[0]->value().getStringView());
+}
+
+TEST_F(FilterTest, InformationalHeadersAndMetadataPass) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  Http::TestResponseHeaderMapImpl early_hints{{":status", "103"}};
+  EXPECT_EQ(Http::Filter1xxHeadersStatus::Continue, s->filter_->encode1xxHeaders(early_hints));
+  Http::MetadataMap metadata{{"a", "b"}};
+  EXPECT_EQ(Http::FilterMetadataStatus::Continue, s->filter_->decodeMetadata(metadata));
+  EXPECT_EQ(Http::FilterMetadataStatus::Continue, s->filter_->encodeMetadata(metadata));
+}
+
+// ---- Waiting --------------------------------------------------------------------------------
+
+TEST_F(FilterTest, AWaitHoldsTheRequestAndAWakeLetsItGo) {
+  auto s = stream();
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
+            s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})")));
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->requestData("good"));
+  EXPECT_CALL(s->decoder_, continueDecoding()).Times(0);
+  open(gate());
+  EXPECT_EQ(1, posted_.size()) << "a wake is posted, once, and never served at once";
+  testing::Mock::VerifyAndClearExpectations(&s->decoder_);
+  EXPECT_CALL(s->decoder_, continueDecoding());
+  runPosted();
+  EXPECT_EQ("good", s->upstream_);
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("bye", true));
+  EXPECT_EQ("goodbye", s->upstream_);
+}
+
+TEST_F(FilterTest, AMessageThatEndedWhileItWaitedGoesOnWithItsEnd) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->requestData("all", true));
+  open(gate());
+  EXPECT_CALL(s->decoder_, continueDecoding()).Times(0);
+  runPosted();
+  EXPECT_EQ("all", s->upstream_);
+  EXPECT_TRUE(s->upstream_ended_);
+}
+
+TEST_F(FilterTest, HeadersAloneStayHeadersAlone) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"), true);
+  open(gate());
+  EXPECT_CALL(s->decoder_, continueDecoding());
+  EXPECT_CALL(s->decoder_, injectDecodedDataToFilterChain(_, _)).Times(0);
+  runPosted();
+}
+
+TEST_F(FilterTest, TrailersEndAMessageThatWasHeld) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  s->requestData("body");
+  EXPECT_EQ(Http::FilterTrailersStatus::StopIteration, s->requestTrailers());
+  open(gate());
+  EXPECT_CALL(s->decoder_, continueDecoding());
+  runPosted();
+  EXPECT_EQ("body", s->upstream_);
+  EXPECT_FALSE(s->upstream_ended_) << "the trailers are its end";
+}
+
+TEST_F(FilterTest, AStreamThatGoesWhileItWaitsIsGoneForItsWakes) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  const std::weak_ptr<Http::StreamFilter> filter = s->filter_;
+  open(gate());
+  s->destroy();
+  EXPECT_TRUE(filter.expired()) << "a wake that is on its way holds no filter";
+  runPosted();
+  EXPECT_EQ(
+      0, context_.store_.gaugeFromString("conformance.live", Stats::Gauge::ImportMode::Accumulate)
+             .value());
+}
+
+TEST_F(FilterTest, AWakeAfterTheWorkerHasGoneDoesNothing) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  context_.server_factory_context_.thread_local_.shutdownThread_();
+  // The exchange that opens it cannot wait either, and does not have to.
+  open(gate());
+  EXPECT_TRUE(posted_.empty());
+}
+
+TEST_F(FilterTest, ThreadsWakeAStreamThroughItsWorkerOnly) {
+  auto s = stream();
+  absl::Mutex mutex;
+  ON_CALL(context_.server_factory_context_.thread_local_.dispatcher_, post(_))
+      .WillByDefault(Invoke([&](Event::PostCb callback) {
+        absl::MutexLock lock(&mutex);
+        posted_.push_back(std::move(callback));
+      }));
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
+            s->request(R"({"flavour": "thread", "steps": ["wait"]})", true));
+  bool gone_on = false;
+  EXPECT_CALL(s->decoder_, continueDecoding()).WillOnce(Invoke([&] { gone_on = true; }));
+  // Woken by a task and by a blocking thread, one after the other.
+  while (!gone_on) {
+    Event::PostCb callback;
+    {
+      absl::MutexLock lock(&mutex);
+      const auto any = [this] { return !posted_.empty(); };
+      ASSERT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&any), absl::Seconds(60)));
+      callback = std::move(posted_.front());
+      posted_.pop_front();
+    }
+    callback();
+  }
+}
+
+// ---- Bodies ---------------------------------------------------------------------------------
+
+TEST_F(FilterTest, OutputLeavesWhenItIsThereAndNotWithTheNextInput) {
+  auto s = stream();
+  s->request("{}", true);
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response());
+  s->destroy();
+
+  s = stream();
+  s->request(absl::StrCat(R"({"steps": ["run", {"pipe": [{"write": "a"}, {"gate": ")", gate(),
+                          R"("}, {"write": "b"}, "copy"]}]})"),
+             true);
+  s->response();
+  s->responseData("1");
+  EXPECT_EQ("a", s->client_);
+  open(gate());
+  runPosted();
+  EXPECT_EQ("ab1", s->client_);
+  s->responseData("2", true);
+  runPosted();
+  EXPECT_EQ("ab12", s->client_);
+  EXPECT_TRUE(s->client_ended_);
+}
+
+TEST_F(FilterTest, AMappedBodyTakesTheFramesPlace) {
+  auto s = stream();
+  s->request(R"({"steps": [{"map": "upper"}, "run", {"map": "double"}]})");
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("good"));
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("bye", true));
+  EXPECT_EQ("GOODBYE", s->upstream_);
+  s->response();
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->responseData("ab", true));
+  EXPECT_EQ("aabb", s->client_);
+}
+
+TEST_F(FilterTest, WhatIsHeldPushesBackOnceAndByTurns) {
+  auto s = stream();
+  s->limit_ = 10;
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  testing::InSequence by_turns;
+  EXPECT_CALL(s->decoder_, onDecoderFilterAboveWriteBufferHighWatermark());
+  s->requestData("more than ten bytes");
+  s->requestData("and more");
+  EXPECT_CALL(s->decoder_, continueDecoding());
+  EXPECT_CALL(s->decoder_, onDecoderFilterBelowWriteBufferLowWatermark());
+  open(gate());
+  runPosted();
+  EXPECT_EQ("more than ten bytesand more", s->upstream_);
+}
+
+TEST_F(FilterTest, AStreamThatGoesTakesItsPushBack) {
+  auto s = stream();
+  s->limit_ = 10;
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}, "run", {"gate": ")", gate(),
+                          R"(2"}]})"));
+  testing::InSequence by_turns;
+  EXPECT_CALL(s->decoder_, onDecoderFilterAboveWriteBufferHighWatermark());
+  s->requestData("more than ten bytes");
+  EXPECT_CALL(s->decoder_, onDecoderFilterBelowWriteBufferLowWatermark());
+  s->destroy();
+}
+
+TEST_F(FilterTest, AResponseThatIsHeldPushesBackOnTheUpstream) {
+  auto s = stream();
+  s->limit_ = 10;
+  s->request(absl::StrCat(R"({"steps": ["run", {"gate": ")", gate(), R"("}]})"), true);
+  s->response();
+  testing::InSequence by_turns;
+  EXPECT_CALL(s->encoder_, onEncoderFilterAboveWriteBufferHighWatermark()).WillOnce(Invoke([&s] {
+    // Envoy tells everybody, the filter too.
+    for (auto* callbacks : s->decoder_.callbacks_) {
+      callbacks->onAboveWriteBufferHighWatermark();
+    }
+  }));
+  s->responseData("more than ten bytes");
+  EXPECT_CALL(s->encoder_, continueEncoding());
+  EXPECT_CALL(s->encoder_, onEncoderFilterBelowWriteBufferLowWatermark()).WillOnce(Invoke([&s] {
+    for (auto* callbacks : s->decoder_.callbacks_) {
+      callbacks->onBelowWriteBufferLowWatermark();
+    }
+  }));
+  open(gate());
+  runPosted();
+  EXPECT_EQ("more than ten bytes", s->client_);
+}
+
+TEST_F(FilterTest, AClientThatTakesNoMoreHoldsAStreamedReply) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_, encodeHeaders_(_, false));
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
+            s->request(R"({"steps": [{"reply": {"status": 200, "chunks": ["a", "b"]}}]})", true));
+  ASSERT_EQ(1, s->decoder_.callbacks_.size());
+  s->decoder_.callbacks_.front()->onAboveWriteBufferHighWatermark();
+  EXPECT_CALL(s->decoder_, encodeData(_, _)).Times(0);
+  runPosted();
+  testing::Mock::VerifyAndClearExpectations(&s->decoder_);
+  std::string sent;
+  ON_CALL(s->decoder_, encodeData(_, _)).WillByDefault(Invoke([&](Buffer::Instance& data, bool) {
+    sent += data.toString();
+  }));
+  s->decoder_.callbacks_.front()->onBelowWriteBufferLowWatermark();
+  runPosted();
+  EXPECT_EQ("ab", sent);
+  EXPECT_CALL(s->decoder_, removeDownstreamWatermarkCallbacks(_));
+  s->destroy();
+}
+
+TEST_F(FilterTest, TrailersAreAddedToAResponse) {
+  auto s = stream();
+  s->request(R"({"steps": ["run", {"pipe": ["copy", {"send_trailers": [["x-sum", "7"]]}]}]})",
+             true);
+  s->response();
+  s->responseData("body");
+  EXPECT_CALL(s->encoder_, addEncodedTrailers());
+  s->responseData("", true);
+  runPosted();
+  EXPECT_EQ("7", s->response_trailers_.get_("x-sum"));
+  EXPECT_EQ("body", s->client_);
+}
+
+TEST_F(FilterTest, TrailersAreAddedToAResponseLongAfterItsEnd) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": ["run", {"pipe": ["copy", {"gate": ")", gate(),
+                          R"("}, {"send_trailers": [["x-sum", "7"]]}]}]})"),
+             true);
+  s->response();
+  EXPECT_CALL(s->encoder_, addEncodedTrailers());
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->responseData("body", true));
+  runPosted();
+  EXPECT_CALL(s->encoder_, continueEncoding());
+  open(gate());
+  runPosted();
+  EXPECT_EQ("7", s->response_trailers_.get_("x-sum"));
+  EXPECT_EQ("body", s->client_);
+  EXPECT_FALSE(s->client_ended_) << "the trailers are its end";
+}
+
+TEST_F(FilterTest, TrailersAreAddedToARequest) {
+  auto s = stream();
+  s->request(R"({"steps": [{"pipe": ["copy", {"send_trailers": [["x-sum", "7"]]}]}]})");
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("body"));
+  EXPECT_CALL(s->decoder_, addDecodedTrailers());
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("", true));
+  EXPECT_EQ("7", s->request_trailers_.get_("x-sum"));
+}
+
+// ---- Replies and failures -------------------------------------------------------------------
+
+TEST_F(FilterTest, AReplyLeavesTheGrpcStatusToEnvoy) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_, sendLocalReply(Http::Code::Forbidden, "no", _,
+                                          absl::optional<Grpc::Status::GrpcStatus>(), _))
+      .WillOnce(Invoke([](Http::Code, absl::string_view,
+                          std::function<void(Http::ResponseHeaderMap&)> modify, auto,
+                          absl::string_view details) {
+        Http::TestResponseHeaderMapImpl headers;
+        modify(headers);
+        EXPECT_EQ("us", headers.get_("x-by"));
+        EXPECT_EQ("attache.conformance.reply", details);
+      }));
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
+            s->request(R"({"steps": [{"reply": {"status": 403, "body": "no",
+                "headers": [["x-by", "us"]]}}]})",
+                       true));
+  // It is not for the filter that has sent it.
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response());
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->responseData("no", true));
+}
+
+TEST_F(FilterTest, AReplyIsStreamedWithTrailers) {
+  auto s = stream();
+  std::string sent;
+  ON_CALL(s->decoder_, encodeData(_, _)).WillByDefault(Invoke([&](Buffer::Instance& data, bool) {
+    sent += data.toString();
+  }));
+  testing::InSequence in_order;
+  EXPECT_CALL(s->decoder_, encodeHeaders_(_, false));
+  EXPECT_CALL(s->decoder_, encodeData(_, false)).Times(testing::AtLeast(1));
+  EXPECT_CALL(s->decoder_, encodeTrailers_(_)).WillOnce(Invoke([](Http::ResponseTrailerMap& map) {
+    EXPECT_EQ(1, map.size());
+  }));
+  s->request(R"({"steps": [{"reply": {"status": 200, "chunks": ["a", "b"],
+      "trailers": [["x-sum", "7"]]}}]})",
+             true);
+  runPosted();
+  EXPECT_EQ("ab", sent);
+}
+
+TEST_F(FilterTest, APanicCostsOneExchange) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_, sendLocalReply(Http::Code::InternalServerError, _, _, _, _));
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration, s->request(R"({"steps": ["panic"]})", true));
+  EXPECT_EQ(1, counter("attache.conformance.panics"));
+  s = stream();
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request("{}", true));
+}
+
+TEST_F(FilterTest, AnErrorAfterTheHeadersHaveGoneResetsTheStream) {
+  auto s = stream();
+  s->request(R"({"steps": ["run", {"pipe": [{"error": 500}]}]})", true);
+  EXPECT_CALL(s->decoder_, resetStream(Http::StreamResetReason::LocalReset, _))
+      .WillOnce(Invoke([&] {
+        // Envoy may end the stream within the call.
+        s->filter_->onStreamComplete();
+        s->filter_->onDestroy();
+      }));
+  s->response();
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->responseData("body"));
+  s->filter_.reset();
+}
+
+TEST_F(FilterTest, AReplyOfSomebodyElseEndsTheWait) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"), true);
+  EXPECT_EQ(
+      Http::LocalErrorStatus::Continue,
+      s->filter_->onLocalReply({Http::Code::GatewayTimeout, absl::nullopt, "timeout", false}));
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response(true));
+  EXPECT_EQ(
+      0, context_.store_.gaugeFromString("conformance.live", Stats::Gauge::ImportMode::Accumulate)
+             .value());
+}
+
+TEST_F(FilterTest, AResponseToARequestThatNeverCamePasses) {
+  auto s = stream();
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response());
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->responseData("body"));
+  EXPECT_EQ(Http::FilterTrailersStatus::Continue, s->responseTrailers());
+}
+
+TEST_F(FilterTest, AFilterThatFailsOpenLetsTheExchangePass) {
+  factory_ = load("conformance", R"({"script_header": "x-script"})", true).value();
+  auto s = stream();
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request(R"({"steps": ["panic"]})", true));
+  EXPECT_EQ(1, counter("attache.conformance.panics"));
+}
+
+// ---- Configs --------------------------------------------------------------------------------
+
+TEST_F(FilterTest, AConfigIsRefusedWithTheFieldAndTheReason) {
+  EXPECT_EQ(load("hello", R"({"greeting": 3})").status().message(),
+            "filter `hello`: config refused: field `greeting`: invalid type: integer `3`, expected "
+            "a string");
+  EXPECT_THAT(std::string(load("hello", R"({"greeting": "hi", "x": 1})").status().message()),
+              HasSubstr("field `x`: there is no such field"));
+  EXPECT_THAT(std::string(load("nobody", "{}").status().message()),
+              HasSubstr("filter `nobody`: config refused: there is no filter of this name"));
+  EXPECT_THAT(std::string(load("hello", "{").status().message()), HasSubstr("it is not JSON"));
+}
+
+TEST_F(FilterTest, AConfigThatEnvoyItselfRefuses) {
+  ::attache::v3alpha::Filter nameless;
+  EXPECT_THROW_WITH_REGEX(
+      { auto _ = filter_factory_.createFilterFactoryFromProto(nameless, "", context_); },
+      EnvoyException, "Name: value length must be at least 1");
+  EXPECT_THROW({ auto _ = loadRoute(::attache::v3alpha::FilterPerRoute()); }, EnvoyException);
+}
+
+TEST_F(FilterTest, AStructIsJson) {
+  ::attache::v3alpha::Filter config;
+  TestUtility::loadFromYaml(R"EOF(
+    name: hello
+    config:
+      "@type": type.googleapis.com/google.protobuf.Struct
+      value: {greeting: hi}
+  )EOF",
+                            config);
+  ASSERT_TRUE(filter_factory_.createFilterFactoryFromProto(config, "", context_).ok());
+}
+
+TEST_F(FilterTest, ItIsAFilterOfClustersToo) {
+  NiceMock<Server::Configuration::MockUpstreamFactoryContext> upstream;
+  ::attache::v3alpha::Filter config;
+  config.set_name("conformance");
+  Protobuf::StringValue text;
+  text.set_value(R"({"script_header": "x-script"})");
+  config.mutable_config()->PackFrom(text);
+  UpstreamFilterFactory factory;
+  EXPECT_TRUE(factory.createFilterFactoryFromProto(config, "", upstream).ok());
+}
+
+TEST_F(FilterTest, ARouteTurnsTheFilterOff) {
+  ::attache::v3alpha::FilterPerRoute route;
+  route.set_disabled(true);
+  const auto off = loadRoute(route).value();
+  auto s = stream();
+  ON_CALL(s->decoder_, mostSpecificPerFilterConfig()).WillByDefault(Return(off.get()));
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request(R"({"steps": ["panic"]})"));
+  EXPECT_EQ(Http::FilterDataStatus::Continue, s->requestData("body", true));
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response());
+  EXPECT_EQ(0, counter("attache.conformance.panics"));
+}
+
+TEST_F(FilterTest, ARouteHasItsOwnConfig) {
+  ::attache::v3alpha::FilterPerRoute route;
+  TestUtility::loadFromYaml(R"EOF(
+    name: mark
+    config:
+      "@type": type.googleapis.com/google.protobuf.Struct
+      value: {name: here}
+  )EOF",
+                            route);
+  const auto here = loadRoute(route).value();
+  auto s = stream(load("mark", R"({"name": "m"})").value());
+  ON_CALL(s->decoder_, mostSpecificPerFilterConfig()).WillByDefault(Return(here.get()));
+  s->request("", true);
+  EXPECT_EQ("m:here", s->request_.get_("x-mark"));
+}
+
+TEST_F(FilterTest, ARouteConfigIsRefusedWithTheFieldAndTheReason) {
+  ::attache::v3alpha::FilterPerRoute route;
+  TestUtility::loadFromYaml(R"EOF(
+    name: mark
+    config:
+      "@type": type.googleapis.com/google.protobuf.Struct
+      value: {name: 3}
+  )EOF",
+                            route);
+  EXPECT_THAT(std::string(loadRoute(route).status().message()),
+              HasSubstr("filter `mark`: per-route config refused: field `name`"));
+  route.set_name("nobody");
+  EXPECT_THAT(std::string(loadRoute(route).status().message()),
+              HasSubstr("there is no filter of this name"));
+}
+
+} // namespace
+} // namespace Attache
+} // namespace Envoy
