@@ -166,6 +166,12 @@ struct Live {
     pending: Option<PendingCall>,
 }
 
+// What the mutex guards goes from thread to thread.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<State>();
+};
+
 // SAFETY: `envoy` is used only by methods whose callers prove that the config lives and that this is
 // Envoy's main thread. The scheduler holds a weak reference to the config, and committing is made for
 // any thread.

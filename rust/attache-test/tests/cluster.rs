@@ -7,7 +7,8 @@ use attache_core::{
     Body, CalloutError, Cluster, ConfigError, Error, Filter, Next, Request, Response, Result,
     Setup, SharedCluster,
 };
-use attache_test::{ClusterAnswer, TestHost, TestRequest, TestResponse};
+use attache_test::model::{Model, Options};
+use attache_test::{ClusterAnswer, Clusters, TestHost, TestRequest, TestResponse};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::{Either, join_all, select};
@@ -410,4 +411,49 @@ fn a_dropped_future_cancels_a_shared_call() {
     let host = answering(|_| ClusterAnswer::never());
     assert_eq!(host.request(TestRequest::get("/shared-dropped")).run().status(), 200);
     assert_eq!((host.calls("c").len(), host.cancelled_calls("c")), (1, 1));
+}
+
+/// Whatever happens between which two events of a call, nothing of it is left.
+#[test]
+fn an_exchange_may_end_at_any_point_of_a_call() {
+    type End = fn(&Model);
+    let ends: [End; 4] = [
+        Model::client_reset,
+        |model| model.local_reply(503, "elsewhere"),
+        |model| model.client_data("more", true),
+        |_| (),
+    ];
+    let host = host();
+    let field = |name: &str, value: &str| (name.to_owned(), Bytes::from(value.to_owned()));
+    let mut points = 0;
+    for path in ["/get", "/limit", "/proxy", "/after", "/panic", "/broken-body", "/upload"] {
+        for (end, late_end) in ends.iter().flat_map(|end| [(end, false), (end, true)]) {
+            for before in 0..6 {
+                let clusters = Clusters::default();
+                clusters.set("c", |_| {
+                    TestResponse::new(200).chunk("a").chunk("b").trailer("t", "1").into()
+                });
+                let options = Options { clusters, late_end, ..Options::default() };
+                let model = Model::new(&host.loaded(), options);
+                let head = [(":method", "POST"), (":path", path), (":authority", "t")];
+                let head = head.map(|(name, value)| field(name, value)).into();
+                model.client_headers(head, false);
+                model.client_data("some", false);
+                for _ in 0..before {
+                    model.run_call();
+                    while model.run_scheduled() {}
+                }
+                end(&model);
+                while model.run_scheduled() || model.run_call() {}
+                model.client_reset();
+                model.flush();
+                let what = format!("{path}, {before} events before");
+                assert_eq!(model.violations(), [], "{what}");
+                assert!(model.is_freed(), "{what}");
+                assert_eq!(model.open_calls(), 0, "{what}");
+                points += 1;
+            }
+        }
+    }
+    assert_eq!(points, 7 * 8 * 6);
 }

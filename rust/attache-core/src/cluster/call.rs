@@ -55,6 +55,12 @@ use crate::host::{CallFailure, CallRefused, CallStart};
 /// not `Send`), and once the exchange has ended, its calls fail with [`CalloutErrorKind::Gone`].
 /// [`SharedCluster`](crate::SharedCluster) is for calls from elsewhere.
 ///
+/// ```compile_fail,E0277
+/// # async fn f(cluster: attache_core::Cluster) {
+/// attache_core::spawn(async move { cluster.get("/").send().await });    // not `Send`
+/// # }
+/// ```
+///
 /// Dropping the future of a call, or the body of a streamed response, cancels the call.
 #[derive(Clone)]
 pub struct Cluster {
