@@ -8,6 +8,7 @@ use std::fmt;
 use http::StatusCode;
 
 use crate::cluster::CalloutError;
+use crate::facts::ResetReason;
 
 /// The result of a filter.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -59,6 +60,14 @@ pub enum ErrorKind {
     InvalidMessage,
     /// A call to a cluster brought no response; see [`CalloutError`].
     Callout,
+    /// Envoy has no attribute of that name.
+    UnknownAttribute,
+    /// A value is there, but it is of another type.
+    WrongType,
+    /// What was asked for is not possible here and now; the message says why.
+    Refused,
+    /// The filter wants the stream to be reset; see [`Error::reset`].
+    Reset(ResetReason),
 }
 
 impl Error {
@@ -78,6 +87,33 @@ impl Error {
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
         Error(Box::new(Repr { kind, status, message: message.into(), source: None }))
+    }
+
+    /// Not an error, but a wish: returned from a filter, it resets the stream instead of answering.
+    /// The client sees the stream end (HTTP/2: RST_STREAM; HTTP/1.1: the connection is closed).
+    ///
+    /// Reason and details are for Envoy, which in stock 1.39 and 1.40 makes nothing of them: a client
+    /// of HTTP/2 sees one and the same code, and the access log no details. The details are logged at
+    /// debug level. The reset is neither counted nor logged as an error;
+    /// [`on_complete`](crate::Filter::on_complete) is told
+    /// [`Outcome::Reset`](crate::Outcome::Reset). Once everything has gone to the client, it does
+    /// nothing.
+    ///
+    /// ```
+    /// # use attache_core::{Error, Filter, Next, Request, Response, ResetReason, Result, Setup, ConfigError};
+    /// # struct Shed;
+    /// # impl Filter for Shed { type Config = (); type RouteConfig = ();
+    /// # fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Shed) }
+    /// async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///     if req.headers().contains("x-overloaded") {
+    ///         return Err(Error::reset(ResetReason::Refused, "overloaded"));
+    ///     }
+    ///     next.run(req).await
+    /// }
+    /// # }
+    /// ```
+    pub fn reset(reason: ResetReason, details: impl Into<Cow<'static, str>>) -> Self {
+        Self::make(ErrorKind::Reset(reason), StatusCode::INTERNAL_SERVER_ERROR, details)
     }
 
     pub(crate) fn gone() -> Self {

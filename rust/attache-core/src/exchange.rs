@@ -20,6 +20,7 @@ use http::{HeaderMap, StatusCode, header};
 use crate::body::{Body, Disposition, FrameStream, too_large};
 use crate::cluster::Calls;
 use crate::error::{Error, ErrorKind, Result};
+use crate::facts::{Control, ResetReason};
 use crate::filter::{Completion, Outcome};
 use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
 use crate::headers::{HeaderError, Headers};
@@ -29,6 +30,7 @@ use crate::registry::{ErasedFilter, HandleFuture, Loaded};
 use crate::runtime::{enter, guarded};
 use crate::span::Spans;
 use crate::stats::Count;
+use crate::stream::{Deferrable, Deferred, Stream, refused};
 use crate::wake::OwnWaker;
 use crate::{Response, current};
 
@@ -52,6 +54,8 @@ pub struct Inner<H: Host + ?Sized = dyn Host> {
     due: Cell<bool>,
     /// The future is being polled or dropped, further down the stack.
     busy: Cell<bool>,
+    /// The future is that of `handle_reply`.
+    replying: Cell<bool>,
     /// How many events are on the stack.
     depth: Cell<u32>,
     /// The host may be called.
@@ -72,12 +76,16 @@ pub struct Inner<H: Host + ?Sized = dyn Host> {
 struct State {
     request: Side,
     response: Side,
-    /// `handle` was started.
+    /// `handle` or `handle_reply` was started.
     started: bool,
+    /// `handle` was started: there is an exchange to complete.
+    handled: bool,
     next: NextState,
     response_waiter: Waiter,
     /// Decided, not yet carried out.
     effect: Option<Box<Effect>>,
+    /// To be done when no hook is running.
+    deferred: Option<Rc<Deferred>>,
     /// A streamed reply of the filter's own.
     reply: Option<Box<ReplyStream>>,
     /// The body of a reply of the filter's own that is to come by as a response.
@@ -127,6 +135,7 @@ enum Effect {
         reply: Box<ReplyStream>,
     },
     Reset {
+        reason: ResetReason,
         details: String,
     },
 }
@@ -180,6 +189,17 @@ impl State {
     }
 }
 
+/// Whom a response is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// `handle`, which waits for it or will.
+    Handles,
+    /// `handle_reply`: it was made elsewhere, for a request that `handle` never let go.
+    Elsewhere,
+    /// It is the filter's own, or the filter is done: it passes.
+    Nobodys,
+}
+
 const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 
 /// As [`Exchange::new`], before the host's type is forgotten.
@@ -190,6 +210,7 @@ pub fn shared<H: Host>(filter: &Loaded, host: H) -> Rc<Inner<H>> {
         wake: OwnWaker::take(),
         due: Cell::new(false),
         busy: Cell::new(false),
+        replying: Cell::new(false),
         depth: Cell::new(0),
         alive: Cell::new(true),
         any_time,
@@ -214,9 +235,11 @@ impl State {
             request: Side::new(any_time),
             response: Side::new(any_time),
             started: false,
+            handled: false,
             next: NextState::NotCalled,
             response_waiter: Waiter::Nobody,
             effect: None,
+            deferred: None,
             reply: None,
             reply_to_come: None,
             answered: false,
@@ -261,7 +284,7 @@ impl Exchange {
     /// The worker runs what [`Notify::notify`](crate::host::Notify::notify) asked for.
     pub fn scheduled(&self) {
         self.0.filter.meta().stats.count(Count::Woken);
-        self.0.event(|_| ());
+        self.0.on_scheduled();
     }
 
     /// Somebody (Envoy, another filter, this one) sends a local reply.
@@ -365,18 +388,35 @@ impl Inner {
     // ---- events -----------------------------------------------------------------------------
 
     fn on_headers(self: &Rc<Self>, direction: Direction, end: bool) -> Verdict {
-        if direction == Direction::Response && self.is_stranger() {
+        let whose = match direction {
+            Direction::Request => Whose::Handles,
+            Direction::Response => self.whose_response(),
+        };
+        if whose == Whose::Nobodys {
             return Verdict::Continue;
         }
         self.in_hook(direction, Hook::Headers, |state| {
             let side = state.side(direction);
             side.flow.started = true;
             side.flow.ended |= end;
+            if whose == Whose::Elsewhere {
+                side.flow.mode = Mode::Hold;
+                // Whoever has answered, nothing of the request is to go on.
+                state.request.flow.mode = Mode::Discard;
+                state.started = true;
+                state.replied = false;
+                self.due.set(true);
+                enter();
+                self.replying.set(true);
+                *self.task.borrow_mut() = Some(self.filter.start_reply(self.clone()));
+                return Waiter::Nobody;
+            }
             if direction == Direction::Response {
                 return std::mem::take(&mut state.response_waiter);
             }
             if !state.started {
                 state.started = true;
+                state.handled = true;
                 self.due.set(true);
                 enter();
                 self.filter.meta().stats.count(Count::Started);
@@ -400,23 +440,35 @@ impl Inner {
         self.alive.get() && self.state.borrow_mut().flow(direction).mode != Mode::Discard
     }
 
-    /// A response that is not for the filter: it never saw the request, has already answered, or
-    /// somebody else answered before it let the request go.
-    fn is_stranger(self: &Rc<Self>) -> bool {
+    /// Whose a response is whose headers arrive.
+    fn whose_response(self: &Rc<Self>) -> Whose {
         let mut state = self.state.borrow_mut();
-        if !state.started || state.replied {
+        if state.completed {
             state.response.flow.mode = Mode::Pass;
-            let Some(reply) = state.reply_to_come.take() else { return true };
+            return Whose::Nobodys;
+        }
+        if !state.started {
+            return Whose::Elsewhere;
+        }
+        if state.replied {
+            let held = state.next == NextState::NotCalled && !state.response.flow.started;
+            if state.answered && held {
+                return Whose::Elsewhere;
+            }
+            state.response.flow.mode = Mode::Pass;
+            let Some(reply) = state.reply_to_come.take() else { return Whose::Nobodys };
             drop(state);
-            return self.reply_comes(reply);
+            let passes = self.reply_comes(reply);
+            return if passes { Whose::Nobodys } else { Whose::Handles };
         }
         let request_held =
             state.next == NextState::NotCalled && state.request.flow.mode != Mode::Pass;
         drop(state);
         if request_held && !self.busy.get() {
             self.cancel();
+            return Whose::Elsewhere;
         }
-        false
+        Whose::Handles
     }
 
     fn cancel(self: &Rc<Self>) {
@@ -614,10 +666,15 @@ impl Inner {
     }
 
     /// An event that is not a hook of a direction.
-    fn event(self: &Rc<Self>, f: impl FnOnce(&mut State)) {
+    fn on_scheduled(self: &Rc<Self>) {
         self.begin();
-        f(&mut self.state.borrow_mut());
-        self.poll_and_settle();
+        if self.state.borrow().deferred.is_some() {
+            self.do_deferred();
+            self.due.set(true);
+        }
+        if self.alive.get() {
+            self.poll_and_settle();
+        }
         self.end();
     }
 
@@ -682,7 +739,7 @@ impl Inner {
             let meta = self.filter.meta();
             let started = meta.clock.start();
             self.busy.set(true);
-            let handling = self.task.borrow().is_some();
+            let handling = self.task.borrow().is_some() && !self.replying.get();
             let polled = guarded(|| self.poll_all());
             if handling && self.task.borrow().is_none() {
                 meta.stats.count(Count::Handled);
@@ -697,9 +754,15 @@ impl Inner {
                 self.has_taken(took);
             }
         });
+        let state = self.state.borrow();
+        let (completed, deferred) = (state.completed, state.deferred.is_some());
+        drop(state);
         // The stream ended while the filter was running.
-        if !self.alive.get() || self.state.borrow().completed {
+        if !self.alive.get() || completed {
             self.finish();
+        } else if deferred {
+            // What woke this poll may have been the post that it waits for.
+            self.wake.wake();
         }
     }
 
@@ -942,7 +1005,8 @@ impl Inner {
         self.take_invalid()?;
         let arrived = self.state.borrow().response.flow.started;
         if response.message.headers.is_live(self, Map::ResponseHeaders) {
-            self.state.borrow_mut().outcome = Some(Outcome::Responded);
+            // A `handle` that was cut short is not mended by what became of the reply.
+            self.state.borrow_mut().outcome.get_or_insert(Outcome::Responded);
             let untouched = response.message.body.is_live_of(self, Direction::Response)
                 && !self.state.borrow().response.flow.taken;
             // What came without a body may go on without one; anything else would break framing.
@@ -1143,7 +1207,17 @@ impl Inner {
     fn decide_failure(self: &Rc<Self>, error: Error) {
         let meta = self.filter.meta();
         let panicked = error.is_panic();
-        if panicked {
+        let reset = match error.kind() {
+            ErrorKind::Reset(reason) => Some(reason),
+            _ => None,
+        };
+        let details = match reset {
+            Some(_) => self.details(&error.to_string().replace(char::is_whitespace, "_")),
+            None => self.details(if panicked { "panic" } else { "error" }),
+        };
+        if reset.is_some() {
+            self.log(|| tracing::debug!("the filter resets the stream: {error}"));
+        } else if panicked {
             meta.panics.inc();
             self.log(|| tracing::error!("the filter panicked: {error:?}"));
         } else {
@@ -1152,14 +1226,18 @@ impl Inner {
             self.log(|| tracing::error!(status, "the filter failed: {error:?}"));
         }
         let status = error.status_code();
-        let may_pass = meta.options.fail_open && self.state.borrow().may_let_pass();
+        let may_pass =
+            reset.is_none() && meta.options.fail_open && self.state.borrow().may_let_pass();
         self.drop_safely(Some(error));
         self.drop_futures();
         let undone = self.state.borrow_mut().effect.take();
         self.drop_safely(undone);
-        let details = self.details(if panicked { "panic" } else { "error" });
         let mut state = self.state.borrow_mut();
-        let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
+        let outcome = match reset {
+            Some(_) => Outcome::Reset,
+            None if panicked => Outcome::Panicked,
+            None => Outcome::Failed,
+        };
         state.outcome = Some(outcome);
         if may_pass && state.let_pass() {
             return;
@@ -1168,8 +1246,8 @@ impl Inner {
             // All that the client is to get has gone; a reset could only cut it off.
             return;
         }
-        let effect = if state.response.flow.released || state.replied {
-            Effect::Reset { details }
+        let effect = if reset.is_some() || state.response.flow.released || state.replied {
+            Effect::Reset { reason: reset.unwrap_or_default(), details }
         } else {
             let status = if (400..600).contains(&status.as_u16()) {
                 status
@@ -1210,6 +1288,59 @@ impl Inner {
         }
     }
 
+    /// The request has been let go.
+    pub(crate) fn has_gone_on(&self) -> bool {
+        let state = self.state.borrow();
+        state.next == NextState::Called || state.replied
+    }
+
+    /// Has something done as soon as no hook of Envoy's is running.
+    pub(crate) fn defer(&self, asked: Rc<Deferred>) -> Result<()> {
+        self.take_invalid()?;
+        if !self.alive.get() {
+            return Err(Error::gone());
+        }
+        let mut state = self.state.borrow_mut();
+        if state.deferred.is_some() {
+            return Err(refused("the stream is about to be drained or started again already"));
+        }
+        if asked.what == Deferrable::Recreate
+            && let Some(why) = state.why_not_recreate()
+        {
+            return Err(refused(why));
+        }
+        state.deferred = Some(asked);
+        drop(state);
+        self.wake.wake();
+        Ok(())
+    }
+
+    /// Does what must not be done from within a hook of Envoy's.
+    fn do_deferred(&self) {
+        let asked = {
+            let mut state = self.state.borrow_mut();
+            let Some(asked) = state.deferred.take() else { return };
+            if asked.what == Deferrable::Recreate {
+                if state.answered || state.replied {
+                    drop(state);
+                    return asked.done(Err(None));
+                }
+                // On success, the stream is gone when the host returns.
+                state.outcome = Some(Outcome::Recreated);
+            }
+            asked
+        };
+        let control = match asked.what {
+            Deferrable::Recreate => Control::Recreate,
+            Deferrable::DrainConnection => Control::DrainConnection,
+        };
+        let Some(done) = self.read(|host| host.facts().control(control)) else { return };
+        if asked.what == Deferrable::Recreate && done.is_err() {
+            self.state.borrow_mut().outcome = None;
+        }
+        asked.done(done.map_err(Some));
+    }
+
     fn apply(self: &Rc<Self>, effect: Effect) {
         {
             let mut state = self.state.borrow_mut();
@@ -1227,9 +1358,9 @@ impl Inner {
             state.response.flow.mode = Mode::Discard;
         }
         match effect {
-            Effect::Reset { details } => {
+            Effect::Reset { reason, details } => {
                 self.drop_futures();
-                self.read(|host| host.reset(&details));
+                self.read(|host| host.reset_for(reason, &details));
             }
             Effect::Reply { status, headers, body, details } => {
                 self.drop_futures();
@@ -1611,12 +1742,18 @@ impl Inner {
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
         let task = self.task.borrow_mut().take();
-        if task.is_some() {
+        if task.is_some() && !self.replying.get() {
             self.filter.meta().stats.count(Count::Handled);
         }
         let mut state = self.state.borrow_mut();
         let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
-        if task.is_none() && state.is_quiet() && hooks.0.is_none() && hooks.1.is_none() {
+        let deferred = state.deferred.take();
+        if task.is_none()
+            && deferred.is_none()
+            && state.is_quiet()
+            && hooks.0.is_none()
+            && hooks.1.is_none()
+        {
             return;
         }
         let (request, response) = (state.request.pump.take(), state.response.pump.take());
@@ -1624,6 +1761,7 @@ impl Inner {
         drop(state);
         enter();
         self.drop_safely(task);
+        self.drop_safely(deferred);
         self.drop_safely(request);
         self.drop_safely(response);
         self.drop_safely(reply);
@@ -1667,13 +1805,18 @@ impl Inner {
         // `handle` has run; from here on it has not, so that this is done once.
         state.started = false;
         state.replied = true;
+        let handled = std::mem::take(&mut state.handled);
         let outcome = state.outcome.unwrap_or(Outcome::Cancelled);
         let undone = state.effect.take();
         drop(state);
-        self.filter.meta().stats.count(outcome.into());
         self.drop_safely(undone);
+        if !handled {
+            return;
+        }
+        self.filter.meta().stats.count(outcome.into());
         current::within(self, || {
-            if let Err(message) = guarded(|| self.filter.complete(&Completion { outcome })) {
+            let done = Completion { outcome, stream: Stream::new(Some(self.clone())) };
+            if let Err(message) = guarded(|| self.filter.complete(&done)) {
                 self.filter.meta().panics.inc();
                 tracing::error!("the filter panicked in on_complete: {message}");
             }
@@ -1683,6 +1826,21 @@ impl Inner {
 }
 
 impl State {
+    fn why_not_recreate(&self) -> Option<&'static str> {
+        let request = &self.request.flow;
+        if self.next == NextState::Called || self.replied {
+            Some("the request has gone on already")
+        } else if !request.ended {
+            Some("the request is not complete; await `req.body_mut().buffer(limit)` first")
+        } else if request.taken || !request.pending.is_empty() {
+            Some("the filter has taken bytes of the request's body")
+        } else if request.trailers {
+            Some("the request has trailers, which Envoy would lose")
+        } else {
+            None
+        }
+    }
+
     /// A request that has gone on with a change that is still to be made cannot do without it.
     fn may_let_pass(&self) -> bool {
         let request = &self.request;

@@ -11,6 +11,7 @@ use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
 use crate::per_worker::PerWorker;
 use crate::runtime::{Tied, guarded};
+use crate::stream::Stream;
 use crate::supervise::Supervised;
 use crate::{Next, Request, Response};
 
@@ -70,6 +71,55 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// status 500.
     fn handle(&self, req: Request, next: Next) -> impl Future<Output = Result<Response>>;
 
+    /// Handles a reply that was made elsewhere, to a request that [`handle`](Filter::handle) did not
+    /// let go on. By default, it goes on unchanged.
+    ///
+    /// `handle` sees the whole exchange, from the request to the response. Not every response comes
+    /// out of its `next.run(req).await`:
+    ///
+    /// | who answered | what runs |
+    /// |---|---|
+    /// | the upstream, a later filter, or Envoy itself, after `next.run` | `next.run` returns it to `handle` |
+    /// | an earlier filter, before this one saw the request | only this, with no `handle` before it, and no [`on_complete`](Filter::on_complete) after it |
+    /// | another filter, or Envoy (a timeout, a limit), while `handle` held the request | `handle` is dropped where it waits; then this |
+    /// | this filter, from `handle` | nothing: it is as you made it |
+    /// | anybody, while this filter holds a response, or after its headers have gone | nothing: Envoy sends it past all filters, or resets the stream |
+    ///
+    /// The reply can be changed as any response can: headers, status, body; awaiting holds it. Its
+    /// [`stream`](Response::stream) tells who made it:
+    /// [`response_code_details`](crate::Info::response_code_details), and what earlier filters have
+    /// left. Returning another response replaces it; an error answers the client as one of `handle`
+    /// does.
+    ///
+    /// ```
+    /// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+    ///
+    /// struct Branded;
+    ///
+    /// impl Filter for Branded {
+    /// #   type Config = ();
+    /// #   type RouteConfig = ();
+    /// #   fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Branded) }
+    ///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///         let resp = next.run(req).await?;
+    ///         self.handle_reply(resp).await
+    ///     }
+    ///     async fn handle_reply(&self, mut reply: Response) -> Result<Response> {
+    ///         if reply.status().is_server_error() {
+    ///             reply.headers_mut().set("content-type", "text/plain");
+    ///             reply.set_body("Something went wrong on our side.\n");
+    ///         }
+    ///         Ok(reply)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As those of [`handle`](Filter::handle).
+    fn handle_reply(&self, reply: Response) -> impl Future<Output = Result<Response>> {
+        std::future::ready(Ok(reply))
+    }
+
     /// Runs once at the end of every exchange that `handle` was started for, before Envoy writes the
     /// access log, however the exchange ended.
     fn on_complete(&self, done: &Completion) {
@@ -91,18 +141,29 @@ pub enum Outcome {
     Panicked,
     /// The client left, the stream was reset, or another filter answered, before `handle` was done.
     Cancelled,
+    /// The filter reset the stream ([`Error::reset`](crate::Error::reset)).
+    Reset,
+    /// The filter started the stream again ([`Stream::recreate`]); the new one is another exchange.
+    Recreated,
 }
 
 /// What [`Filter::on_complete`] is told.
 #[derive(Clone, Debug)]
 pub struct Completion {
     pub(crate) outcome: Outcome,
+    pub(crate) stream: Stream,
 }
 
 impl Completion {
     /// How the exchange ended, as far as this filter goes.
     pub fn outcome(&self) -> Outcome {
         self.outcome
+    }
+
+    /// What is around the messages. The final response code, flags and byte counts are known now,
+    /// and metadata and filter state can still be set for the access log.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
     }
 }
 

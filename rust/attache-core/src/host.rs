@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::facts::{Facts, NoFacts, ResetReason};
 pub use crate::span::HostSpan;
 
 /// The direction in which a message travels.
@@ -330,6 +331,16 @@ pub trait Host: 'static {
     fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]);
     /// Resets the stream, both ways.
     fn reset(&self, details: &str);
+    /// Resets the stream, for a reason.
+    fn reset_for(&self, reason: ResetReason, details: &str) {
+        let _ = reason;
+        self.reset(details);
+    }
+
+    /// What is known of the stream beside its messages, and what can be set there.
+    fn facts(&self) -> &dyn Facts {
+        &NoFacts
+    }
 
     /// Starts a call to a cluster. What comes of it is reported by
     /// [`Exchange::call_headers`](crate::exchange::Exchange::call_headers) and its relatives, after

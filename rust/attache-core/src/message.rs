@@ -16,6 +16,7 @@ use crate::filter::Filter;
 use crate::headers::Headers;
 use crate::host::{Capabilities, Direction, Map};
 use crate::span::Trace;
+use crate::stream::Stream;
 
 pub(crate) type TrailersHook = Box<dyn FnOnce(&mut Headers)>;
 
@@ -90,6 +91,11 @@ macro_rules! message_methods {
         #[doc = concat!("The headers of the ", $what, ", to change.")]
         pub fn headers_mut(&mut self) -> &mut Headers {
             &mut self.message.headers
+        }
+
+        #[doc = concat!("What is around the ", $what, ": the exchange as Envoy sees it.")]
+        pub fn stream(&self) -> Stream {
+            Stream::new(self.headers().exchange().cloned())
         }
 
         /// The body.
@@ -169,7 +175,8 @@ impl Request {
         self.headers().get_str(":path").unwrap_or_default()
     }
 
-    /// Replaces the path, query included. Envoy has already chosen the route.
+    /// Replaces the path, query included. Envoy has already chosen the route, and keeps it; see
+    /// [`Stream::clear_route_cache`].
     pub fn set_path(&mut self, path: &str) {
         self.headers_mut().set(":path", path);
     }

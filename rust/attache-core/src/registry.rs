@@ -138,6 +138,7 @@ pub(crate) trait ErasedFilter: Send + Sync {
     fn meta(&self) -> &Meta;
     fn as_any(&self) -> &dyn Any;
     fn start(&self, exchange: Rc<Inner>) -> HandleFuture;
+    fn start_reply(&self, exchange: Rc<Inner>) -> HandleFuture;
     fn complete(&self, done: &Completion);
 }
 
@@ -192,6 +193,14 @@ impl<F: Filter> ErasedFilter for Typed<F> {
             let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
             let filter = filter.expect("an exchange keeps its filter").filter();
             filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
+        })
+    }
+
+    fn start_reply(&self, exchange: Rc<Inner>) -> HandleFuture {
+        Box::pin(async move {
+            let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
+            let filter = filter.expect("an exchange keeps its filter").filter();
+            filter.handle_reply(Response::upstream(exchange.clone())).await
         })
     }
 

@@ -33,7 +33,8 @@ pub(crate) enum Count {
 impl From<Outcome> for Count {
     fn from(outcome: Outcome) -> Self {
         match outcome {
-            Outcome::Responded => Count::Responded,
+            // The last two are told from no other end.
+            Outcome::Responded | Outcome::Reset | Outcome::Recreated => Count::Responded,
             Outcome::Replied => Count::Replied,
             Outcome::Failed => Count::Failed,
             Outcome::Panicked => Count::Panicked,

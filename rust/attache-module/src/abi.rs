@@ -151,8 +151,29 @@ pub(crate) const ATTRIBUTE_REQUEST_ID: u32 = 9;
 /// `connection.id`
 pub(crate) const ATTRIBUTE_CONNECTION_ID: u32 = 28;
 
-/// Metadata of the stream, which filters can write.
-pub(crate) const METADATA_DYNAMIC: u32 = 0;
+/// Whose metadata.
+pub(crate) mod metadata_source {
+    /// The stream's, which filters can write.
+    pub(crate) const DYNAMIC: u32 = 0;
+    pub(crate) const ROUTE: u32 = 1;
+    pub(crate) const CLUSTER: u32 = 2;
+    pub(crate) const HOST: u32 = 3;
+    pub(crate) const HOST_LOCALITY: u32 = 4;
+}
+
+/// How long a value of the filter state lives.
+pub(crate) mod life_span {
+    pub(crate) const FILTER_CHAIN: u32 = 0;
+    pub(crate) const REQUEST: u32 = 1;
+    pub(crate) const CONNECTION: u32 = 2;
+}
+
+/// Whom a value of the filter state is shared with.
+pub(crate) mod sharing {
+    pub(crate) const NONE: u32 = 0;
+    pub(crate) const UPSTREAM_CONNECTION: u32 = 1;
+    pub(crate) const UPSTREAM_CONNECTION_ONCE: u32 = 2;
+}
 
 /// What starting a call to a cluster returns.
 pub(crate) mod callout_init {
@@ -162,13 +183,30 @@ pub(crate) mod callout_init {
 }
 
 /// How a stream is reset.
-pub(crate) const RESET_LOCAL: u32 = 0;
+pub(crate) mod reset_reason {
+    pub(crate) const LOCAL: u32 = 0;
+    pub(crate) const LOCAL_REFUSED: u32 = 1;
+}
+
+/// A callback of a later Envoy than the oldest that is supported, if this one has it.
+pub(crate) type Later<T> = Option<T>;
 
 macro_rules! callbacks {
-    ($($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),* $(,)?) $(-> $ret:ty)?;)*) => {
+    (all: {
+        $($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),* $(,)?) $(-> $ret:ty)?;)*
+    } later: {
+        $(
+            $(#[$later_doc:meta])*
+            $later:ident = $later_symbol:literal: fn($($later_arg:ty),* $(,)?) $(-> $later_ret:ty)?;
+        )*
+    }) => {
         /// Envoy's callbacks.
         pub(crate) struct Callbacks {
             $($(#[$doc])* pub(crate) $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)*
+            $(
+                $(#[$later_doc])*
+                pub(crate) $later: Later<unsafe extern "C" fn($($later_arg),*) $(-> $later_ret)?>,
+            )*
         }
 
         impl Callbacks {
@@ -199,6 +237,20 @@ macro_rules! callbacks {
                             >(address)
                         }
                     },)*
+                    $($later: {
+                        const NAME: &str =
+                            concat!("envoy_dynamic_module_callback_", $later_symbol, "\0");
+                        let name = std::ffi::CStr::from_bytes_with_nul(NAME.as_bytes());
+                        // SAFETY: it is null, which is how `None` is stored, or the address of the C
+                        // function of this name, whose signature in the Envoy that has it is the one
+                        // declared here.
+                        unsafe {
+                            std::mem::transmute::<
+                                *mut c_void,
+                                Later<unsafe extern "C" fn($($later_arg),*) $(-> $later_ret)?>,
+                            >(find(name.expect("the name ends in its only NUL")))
+                        }
+                    },)*
                 })
             }
         }
@@ -206,6 +258,7 @@ macro_rules! callbacks {
 }
 
 callbacks! {
+    all: {
     log = "log": fn(u32, ModuleBuffer);
     log_enabled = "log_enabled": fn(u32) -> bool;
 
@@ -301,6 +354,84 @@ callbacks! {
         fn(EnvoyFilter, u32, *mut EnvoyBuffer) -> bool;
     get_attribute_int = "http_filter_get_attribute_int":
         fn(EnvoyFilter, u32, *mut u64) -> bool;
+    get_attribute_bool = "http_filter_get_attribute_bool":
+        fn(EnvoyFilter, u32, *mut bool) -> bool;
+    get_worker_index = "http_filter_get_worker_index": fn(EnvoyFilter) -> u32;
+    get_cluster_name = "http_get_cluster_name": fn(EnvoyFilter, *mut EnvoyBuffer) -> bool;
+    get_cluster_host_count = "http_get_cluster_host_count":
+        fn(EnvoyFilter, u32, *mut usize, *mut usize, *mut usize) -> bool;
+    get_upstream_connection_id = "http_get_upstream_connection_id": fn(EnvoyFilter) -> u64;
+
+    set_metadata_string = "http_set_dynamic_metadata_string":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, ModuleBuffer);
+    set_metadata_bool = "http_set_dynamic_metadata_bool":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, bool);
+    get_metadata_string = "http_get_metadata_string":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, *mut EnvoyBuffer) -> bool;
+    get_metadata_bool = "http_get_metadata_bool":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, *mut bool) -> bool;
+    get_metadata_keys_count = "http_get_metadata_keys_count":
+        fn(EnvoyFilter, u32, ModuleBuffer) -> usize;
+    get_metadata_keys = "http_get_metadata_keys":
+        fn(EnvoyFilter, u32, ModuleBuffer, *mut EnvoyBuffer) -> bool;
+    get_metadata_namespaces_count = "http_get_metadata_namespaces_count":
+        fn(EnvoyFilter, u32) -> usize;
+    get_metadata_namespaces = "http_get_metadata_namespaces":
+        fn(EnvoyFilter, u32, *mut EnvoyBuffer) -> bool;
+    add_metadata_list_number = "http_add_dynamic_metadata_list_number":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, f64) -> bool;
+    add_metadata_list_string = "http_add_dynamic_metadata_list_string":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, ModuleBuffer) -> bool;
+    add_metadata_list_bool = "http_add_dynamic_metadata_list_bool":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, bool) -> bool;
+    get_metadata_list_size = "http_get_metadata_list_size":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, *mut usize) -> bool;
+    get_metadata_list_number = "http_get_metadata_list_number":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, usize, *mut f64) -> bool;
+    get_metadata_list_string = "http_get_metadata_list_string":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, usize, *mut EnvoyBuffer) -> bool;
+    get_metadata_list_bool = "http_get_metadata_list_bool":
+        fn(EnvoyFilter, u32, ModuleBuffer, ModuleBuffer, usize, *mut bool) -> bool;
+
+    set_filter_state_bytes = "http_set_filter_state_bytes":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer) -> bool;
+    get_filter_state_bytes = "http_get_filter_state_bytes":
+        fn(EnvoyFilter, ModuleBuffer, *mut EnvoyBuffer) -> bool;
+    set_filter_state_typed = "http_set_filter_state_typed":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer) -> bool;
+    get_filter_state_typed = "http_get_filter_state_typed":
+        fn(EnvoyFilter, ModuleBuffer, *mut EnvoyBuffer) -> bool;
+    set_filter_state_object = "http_set_filter_state_object":
+        fn(EnvoyFilter, ModuleBuffer, *mut c_void, extern "C" fn(*mut c_void), u32) -> bool;
+    get_filter_state_object = "http_get_filter_state_object":
+        fn(EnvoyFilter, ModuleBuffer) -> *mut c_void;
+
+    clear_route_cache = "http_clear_route_cache": fn(EnvoyFilter);
+    clear_route_cluster_cache = "http_clear_route_cluster_cache": fn(EnvoyFilter);
+    set_upstream_override_host = "http_set_upstream_override_host":
+        fn(EnvoyFilter, ModuleBuffer, bool) -> bool;
+    send_go_away_and_close = "http_filter_send_go_away_and_close": fn(EnvoyFilter, bool);
+    recreate_stream = "http_filter_recreate_stream":
+        fn(EnvoyFilter, *const ModuleHeader, usize) -> bool;
+    add_custom_flag = "http_add_custom_flag": fn(EnvoyFilter, ModuleBuffer);
+
+    }
+    later: {
+
+    // Envoy 1.40. No header that we have read declares these four: their signatures are those of the
+    // machine code in the released binary, and their effects are shown by `test/e2e/tests/state.rs`.
+
+    /// Merges a serialized `google.protobuf.Struct` into a namespace.
+    set_metadata_struct = "http_set_dynamic_metadata_struct":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer);
+    /// Key, value, life span, sharing.
+    set_filter_state_value = "http_set_filter_state_value":
+        fn(EnvoyFilter, ModuleBuffer, ModuleBuffer, u32, u32) -> bool;
+    get_upstream_remote_address = "http_get_upstream_remote_address":
+        fn(EnvoyFilter, *mut EnvoyBuffer) -> bool;
+    get_downstream_direct_remote_address = "http_get_downstream_direct_remote_address":
+        fn(EnvoyFilter, *mut EnvoyBuffer) -> bool;
+    }
 }
 
 /// The ABI versions that Envoy compares with its own; a difference is only a warning in its log.

@@ -9,6 +9,7 @@
 //! | what Envoy calls | `hooks.rs` |
 //! | a stream, as the engine sees it | `stream.rs` |
 //! | calls to clusters | `callout.rs` |
+//! | what is around its messages | `facts.rs`, `state.rs` |
 //! | configs and metrics | `config.rs` |
 //! | tracing spans | `span.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
@@ -20,9 +21,12 @@
 mod abi;
 mod callout;
 mod config;
+mod facts;
 mod hooks;
 mod log;
+mod protobuf;
 mod span;
+mod state;
 mod stream;
 
 #[doc(hidden)]

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use attache_core::Views;
+use attache_core::facts::{Facts, ResetReason};
 use attache_core::host::{
     Area, CallRefused, CallStart, Capabilities, Direction, Host, HostSpan, LocalReply, Map, Notify,
 };
@@ -12,8 +13,8 @@ use attache_core::log::write_stream_id;
 
 use crate::abi::{
     ATTRIBUTE_CONNECTION_ID, ATTRIBUTE_REQUEST_ID, Callbacks, EnvoyBuffer, EnvoyFilter,
-    EnvoyHeader, METADATA_DYNAMIC, ModuleBuffer, ModuleHeader, RESET_LOCAL, Scheduler, body_type,
-    header_type,
+    EnvoyHeader, ModuleBuffer, ModuleHeader, Scheduler, body_type, header_type, metadata_source,
+    reset_reason,
 };
 use crate::callout;
 use crate::config::RouteConfig;
@@ -29,10 +30,10 @@ const INLINE: usize = 16;
 /// calls a host only until `Exchange::destroy`, which that hook calls; and being `!Send`, only on
 /// the worker thread. Every `SAFETY` below leans on this.
 pub(crate) struct Stream {
-    envoy: EnvoyFilter,
-    api: &'static Callbacks,
+    pub(crate) envoy: EnvoyFilter,
+    pub(crate) api: &'static Callbacks,
     /// Callbacks that look at Envoy's memory are running: nothing may change it.
-    views: Views,
+    pub(crate) views: Views,
 }
 
 impl Stream {
@@ -219,7 +220,7 @@ impl Host for Stream {
         let known = unsafe {
             (self.api.get_metadata_number)(
                 self.envoy,
-                METADATA_DYNAMIC,
+                metadata_source::DYNAMIC,
                 METADATA_NAMESPACE.into(),
                 end_kept_key(direction).into(),
                 &mut kept,
@@ -283,9 +284,21 @@ impl Host for Stream {
     }
 
     fn reset(&self, details: &str) {
+        self.reset_for(ResetReason::Local, details);
+    }
+
+    fn reset_for(&self, reason: ResetReason, details: &str) {
         self.views.none();
+        let reason = match reason {
+            ResetReason::Refused => reset_reason::LOCAL_REFUSED,
+            _ => reset_reason::LOCAL,
+        };
         // SAFETY: as in `resume`; Envoy copies the details.
-        unsafe { (self.api.reset_stream)(self.envoy, RESET_LOCAL, details.into()) }
+        unsafe { (self.api.reset_stream)(self.envoy, reason, details.into()) }
+    }
+
+    fn facts(&self) -> &dyn Facts {
+        self
     }
 
     fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {

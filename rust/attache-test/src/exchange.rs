@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use attache_core::host::Direction;
+use attache_core::{LifeSpan, MetadataValue, Sharing, Store};
 use bytes::Bytes;
 
 use crate::TestHost;
+use crate::known::{Done, Surroundings};
 use crate::message::{Message, TestRequest, TestResponse};
 use crate::model::{Fields, Model};
 
@@ -289,6 +292,33 @@ impl TestExchange {
     /// The `%RESPONSE_CODE_DETAILS%` of the local replies so far, in order.
     pub fn reply_details(&self) -> Vec<String> {
         self.model.reply_details()
+    }
+
+    /// Changes what the filter finds around the messages from now on.
+    pub fn surroundings(&self, change: impl FnOnce(&mut Surroundings)) {
+        self.model.surroundings(change);
+    }
+
+    /// A value of the stream's dynamic metadata.
+    pub fn metadata(&self, namespace: &str, key: &str) -> Option<MetadataValue> {
+        self.model.around().metadata(namespace, key)
+    }
+
+    /// A value of the filter state that was set as bytes or typed, how long it lives, and whom it is
+    /// shared with.
+    pub fn filter_state(&self, key: &str) -> Option<(Bytes, LifeSpan, Sharing)> {
+        self.model.around().filter_state(key)
+    }
+
+    /// What the filters of the exchange share: to leave something there as another filter would, and
+    /// to look. Empty once the exchange is over.
+    pub fn extensions(&self) -> Rc<Store> {
+        self.model.around().extensions()
+    }
+
+    /// What the filter has done to the stream, beside its messages.
+    pub fn done(&self) -> Done {
+        self.model.done()
     }
 
     /// The model underneath, for events that are not here. What they cause happens at the next step;

@@ -6,12 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use attache_core::facts::Fact;
 use attache_core::registry::{Loaded, Registry};
-use attache_core::{Filter, MetricKind, MetricSink};
+use attache_core::{Attribute, Filter, MetricKind, MetricSink};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cluster::{ClusterAnswer, Clusters, TestCalls};
 use crate::exchange::{OneShot, TestExchange};
+use crate::known::{Known, Surroundings};
 use crate::message::TestRequest;
 use crate::metrics::{Metrics, TestConfig};
 use crate::model::{Kind, Options};
@@ -204,6 +206,33 @@ impl TestHost {
     /// How many calls to a cluster were cancelled before their end.
     pub fn cancelled_calls(&self, cluster: &str) -> usize {
         self.0.options.clusters.cancelled(cluster)
+    }
+
+    /// The same filter, where something more is known of the stream.
+    ///
+    /// What Envoy reads from the messages (`request.path`) need not be set. What is not set is not
+    /// there; [`Known::Unsupported`](crate::Known::Unsupported) is for what a host does not know.
+    ///
+    /// ```
+    /// # use attache_core::{Attribute, ConfigError, Filter, Next, Request, Response, Result, Setup};
+    /// # use attache_test::{TestHost, TestRequest};
+    /// # struct Where;
+    /// # impl Filter for Where { type Config = (); type RouteConfig = ();
+    /// # fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Where) }
+    /// # async fn handle(&self, req: Request, _: Next) -> Result<Response> {
+    /// #     let from = req.stream().info().downstream_remote_address()?;
+    /// #     Ok(Response::text(http::StatusCode::OK, from.unwrap_or_default()))
+    /// # } }
+    /// let host = TestHost::new::<Where>("").with(Attribute::SourceAddress, "10.0.0.1:50000");
+    /// assert_eq!(host.request(TestRequest::get("/")).run().text(), "10.0.0.1:50000");
+    /// ```
+    pub fn with(&self, attribute: Attribute, value: impl Into<Known>) -> Self {
+        self.with_surroundings(|s| s.set(Fact::Attribute(attribute), value))
+    }
+
+    /// The same filter, with other surroundings: facts, metadata, filter state.
+    pub fn with_surroundings(&self, change: impl FnOnce(&mut Surroundings)) -> Self {
+        self.with_options(|options| change(&mut options.surroundings))
     }
 
     /// The filter as it was loaded, for a [`Model`](crate::model::Model) of one's own.

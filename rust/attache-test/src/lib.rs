@@ -60,6 +60,7 @@
 //! |---|---|
 //! | unit tests of filters | [`TestHost`], [`TestExchange`], [`TestRequest`], [`TestResponse`] |
 //! | clusters that filters call | [`TestHost::with_cluster`], [`ClusterAnswer`] |
+//! | what is around the messages | [`Surroundings`], [`Known`], [`Done`] |
 //! | the strict model of Envoy | [`model`] |
 
 #![forbid(unsafe_code)]
@@ -67,6 +68,7 @@
 mod cluster;
 mod exchange;
 mod host;
+mod known;
 mod message;
 mod metrics;
 pub mod model;
@@ -74,4 +76,5 @@ pub mod model;
 pub use cluster::{ClusterAnswer, Clusters};
 pub use exchange::{OneShot, TestExchange};
 pub use host::TestHost;
+pub use known::{Done, Known, Surroundings};
 pub use message::{TestRequest, TestResponse};

@@ -43,12 +43,21 @@
 //! * Returning a response that `next` did not make is a local reply. Returning an error is a local
 //!   reply with its status, or a reset when headers have gone.
 //! * When the client goes, the future is dropped where it waits. [`Filter::on_complete`] runs once.
+//! * A reply that was made elsewhere, to a request that never went on, is for
+//!   [`Filter::handle_reply`].
 //!
-//! The details are on [`Filter`], [`Request`], [`Response`] and [`Body`].
+//! What is around the messages (route, addresses, TLS, metadata, filter state, where the request goes)
+//! is behind [`Request::stream`], a handle for the whole exchange: see [`Stream`].
+//!
+//! The details are on [`Filter`], [`Request`], [`Response`], [`Body`] and [`Stream`].
 
 #![forbid(unsafe_code)]
 
 pub use attache_core::host::Capabilities;
+pub use attache_core::{
+    Attribute, AttributeValue, Extensions, FilterState, FromMetadata, HostHealth, Info, LifeSpan,
+    Metadata, MetadataValue, ResetReason, ResponseFlags, Sharing, Stream, TimePoint, Tls,
+};
 pub use attache_core::{
     Body, BodyError, BodyWriter, Buffered, Caller, Callout, CalloutError, CalloutErrorKind,
     Cluster, Completion, ConfigError, Counter, Error, ErrorKind, Filter, Gauge, HeaderError,
@@ -62,7 +71,7 @@ pub use http;
 pub mod prelude {
     pub use crate::{
         Body, BodyWriter, Completion, ConfigError, Error, Filter, Headers, Next, Outcome,
-        PerWorker, Request, Response, Result, ResultExt, Setup,
+        PerWorker, Request, Response, Result, ResultExt, Setup, Stream,
     };
     pub use bytes::Bytes;
     pub use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};

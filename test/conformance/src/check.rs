@@ -11,6 +11,17 @@ use crate::scenario::{Expect, ExpectMessage, ExpectValue, Outcomes};
 
 /// The script as the filter reads it. Its gates are this cell's own.
 pub(crate) fn script(steps: &[Value], flavour: Flavour, cell: &str) -> String {
+    script_with(steps, &[], &[], flavour, cell)
+}
+
+/// As [`script`], with steps for a reply made elsewhere, and questions for the end.
+pub(crate) fn script_with(
+    steps: &[Value],
+    replies: &[Value],
+    complete: &[Value],
+    flavour: Flavour,
+    cell: &str,
+) -> String {
     fn name_gates(value: &mut Value, cell: &str) {
         match value {
             Value::Array(list) => list.iter_mut().for_each(|value| name_gates(value, cell)),
@@ -32,7 +43,14 @@ pub(crate) fn script(steps: &[Value], flavour: Flavour, cell: &str) -> String {
     };
     let mut steps = Value::Array(steps.to_vec());
     name_gates(&mut steps, cell);
-    json!({"flavour": flavour, "steps": steps}).to_string()
+    let mut script = json!({"flavour": flavour, "steps": steps});
+    if !replies.is_empty() {
+        script["replies"] = json!(replies);
+    }
+    if !complete.is_empty() {
+        script["complete"] = json!(complete);
+    }
+    script.to_string()
 }
 
 pub(crate) fn expect_that(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {

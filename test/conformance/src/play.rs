@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use crate::check::{
-    check_message, expect_that, grown, no_difference, script, wrong_line, wrong_stats,
+    check_message, expect_that, grown, no_difference, script, script_with, wrong_line, wrong_stats,
 };
 use crate::content::Content;
 use crate::envoy::Running;
@@ -235,6 +235,12 @@ pub(crate) async fn play(
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         running.envoy.wait_for_log(&parts).await;
     }
+    if !case.scenario.expect.access_log.is_empty() {
+        let line = running.envoy.wait_for_access_log(&[&format!("cell={cell} ")]).await;
+        let missing = |part: &&String| !line.contains(part.as_str());
+        let missing: Vec<_> = case.scenario.expect.access_log.iter().filter(missing).collect();
+        assert!(missing.is_empty(), "the access log lacks {missing:?}: {line}");
+    }
     match client {
         Some(client) if case.scenario.then_next => {
             // Envoy closes an HTTP/1.1 connection whose request it answered before it was all
@@ -327,11 +333,16 @@ impl<'a> Stage<'a> {
         let scenario = &self.case.scenario;
         let mut call = new_call(&scenario.request, self.cell)
             .header("x-scenario", header_text(&scenario.name));
-        let scripts = [Some(&scenario.filter), scenario.second.as_ref()];
-        for (steps, header) in scripts.into_iter().zip(SCRIPT_HEADERS) {
-            if let Some(steps) = steps {
-                call = call.header(header, script(steps, self.case.flavour, self.cell));
-            }
+        let first = script_with(
+            &scenario.filter,
+            &scenario.replies,
+            &scenario.complete,
+            self.case.flavour,
+            self.cell,
+        );
+        call = call.header(SCRIPT_HEADERS[0], first);
+        if let Some(steps) = &scenario.second {
+            call = call.header(SCRIPT_HEADERS[1], script(steps, self.case.flavour, self.cell));
         }
         call
     }

@@ -64,6 +64,75 @@ fn small(config: Config) -> Config {
     })
 }
 
+/// What the access log says of each exchange in the profile with metadata.
+const ACCESS_LOG: &str = "cell=%REQ(X-CELL)% key=%DYNAMIC_METADATA(com.example:key)% \
+     late=%DYNAMIC_METADATA(com.example:late)% nested=%DYNAMIC_METADATA(com.example:nested)% \
+     state=%FILTER_STATE(com.example.state:PLAIN)% flags=%CUSTOM_FLAGS% code=%RESPONSE_CODE% \
+     details=%RESPONSE_CODE_DETAILS% route=%ROUTE_NAME% end";
+
+/// Metadata on everything, and several routes.
+fn state(config: Config) -> Config {
+    let named = |name: &str, prefix: &str| {
+        let name = name.to_owned();
+        Route::prefix(prefix).timeout(Duration::ZERO).patch(move |route| {
+            route["metadata"] = json!({"filter_metadata": {"com.example.route": {
+                "name": name, "weight": 2, "paid": true, "tags": ["a", "b"],
+                "mixed": ["a", 1, true], "nested": {"x": 1},
+            }}});
+            route["name"] = json!(name);
+        })
+    };
+    let lua = |instance: &str, code: &str| {
+        let config = json!({"default_source_code": {"inline_string": code}});
+        envoy_filter(instance, "filters.http.lua.v3.Lua", config)
+    };
+    let writes = "function envoy_on_request(handle)\n\
+           local metadata = handle:streamInfo():dynamicMetadata()\n\
+           metadata:set('com.example.lua', 'text', 'hello')\n\
+           metadata:set('com.example.lua', 'number', 7)\n\
+           metadata:set('com.example.lua', 'flag', true)\n\
+           metadata:set('com.example.lua', 'nested', {a = 'b'})\n\
+           if handle:headers():get('x-lua-before') then\n\
+             handle:respond({[':status'] = '418', ['x-by'] = 'lua'}, 'lua')\n\
+           end\n\
+         end";
+    let reads = "function envoy_on_request(handle)\n\
+           local found = handle:streamInfo():dynamicMetadata():get('com.example')\n\
+           if found and found['key'] then\n\
+             handle:headers():add('x-lua-read', tostring(found['key']))\n\
+           end\n\
+         end";
+    let by_header = |name: &'static str| {
+        named(name, "/").patch(move |route| {
+            route["match"]["headers"] =
+                json!([{"name": "x-route", "string_match": {"exact": name}}]);
+        })
+    };
+    config
+        .filter(lua("lua-before", writes))
+        .filter(filter(0, &Value::Null))
+        .filter(filter(1, &Value::Null))
+        .filter(lua("lua-behind", reads))
+        .route(by_header("two"))
+        .route(named("other", "/other"))
+        .route(named("one", "/"))
+        .access_log(ACCESS_LOG)
+        .patch_manager(|manager| {
+            manager["route_config"]["virtual_hosts"][0]["virtual_clusters"] = json!([{
+                "name": "posts",
+                "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
+            }]);
+        })
+        .patch(|bootstrap| {
+            let metadata = |whose: &str| json!({"filter_metadata": {"com.example": {"of": whose}}});
+            let cluster = &mut bootstrap["static_resources"]["clusters"][0];
+            cluster["metadata"] = metadata("cluster");
+            let locality = &mut cluster["load_assignment"]["endpoints"][0];
+            locality["metadata"] = metadata("locality");
+            locality["lb_endpoints"][0]["metadata"] = metadata("host");
+        })
+}
+
 impl Profile {
     /// How far the client reads ahead; as far as it likes if `None`.
     pub(crate) fn window(self) -> Option<u32> {
@@ -89,6 +158,8 @@ impl Profile {
         let route = Route::prefix("/").timeout(Duration::ZERO);
         let config = match self {
             Profile::RouteTimeout => config.route(route.timeout(SHORT)),
+            // It has routes of its own.
+            Profile::State => config,
             _ => config.route(route),
         };
         match self {
@@ -103,6 +174,7 @@ impl Profile {
             Profile::Idle => config.filter(filter(0, &none)).stream_idle_timeout(SHORT),
             Profile::RequestTimeout => config.filter(filter(0, &none)).request_timeout(SHORT),
             Profile::FailOpen => config.filter(filter(0, &json!({"fail_open": true}))),
+            Profile::State => state(config),
         }
     }
 }

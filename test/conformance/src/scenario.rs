@@ -6,6 +6,8 @@
 //!  "profile": "plain",                // which Envoy config, see profile.rs; "plain" if absent
 //!  "filter": ["wait", {"headers": [{"set": ["x-a", "1"]}]}],    // Step in the filter crate
 //!  "second": [..],                    // the same for the chain's second filter
+//!  "replies": [..],                   // what the first does to a reply made elsewhere
+//!  "complete": [..],                  // what the first asks on completion
 //!  "request": {"method": "POST", "path": "/", "headers": [["a", "b"]], "body": "text",
 //!              "trailers": [["t", "1"]]},
 //!  "upstream": {"status": 200, "headers": [], "body": ["in", "chunks"], "trailers": []},
@@ -48,6 +50,12 @@ pub struct Scenario {
     pub(crate) filter: Vec<Value>,
     #[serde(default)]
     pub(crate) second: Option<Vec<Value>>,
+    /// What the filter does to a reply that was made elsewhere.
+    #[serde(default)]
+    pub(crate) replies: Vec<Value>,
+    /// What the filter asks the stream when the exchange is complete; the answers are in the log.
+    #[serde(default)]
+    pub(crate) complete: Vec<Value>,
     #[serde(default)]
     pub(crate) request: RequestSpec,
     #[serde(default)]
@@ -102,6 +110,9 @@ pub(crate) enum Profile {
     RouteTimeout,
     /// One, with fail_open.
     FailOpen,
+    /// Two, with a Lua filter before them that writes metadata and one behind them that reads it,
+    /// several routes, metadata on everything, and an access log.
+    State,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
@@ -219,6 +230,9 @@ pub(crate) struct Expect {
     /// Lines of the log: the parts that one line must have.
     #[serde(default)]
     pub(crate) log: Vec<Vec<String>>,
+    /// What the exchange's line in the access log must have.
+    #[serde(default)]
+    pub(crate) access_log: Vec<String>,
 }
 
 /// One outcome for all exchanges, or one for each, in any order.
@@ -386,7 +400,8 @@ pub fn load() -> Vec<Case> {
 
 /// A script with a mistake would show as a mere 400 otherwise.
 fn check_script(scenario: &Scenario) {
-    for step in scenario.filter.iter().chain(scenario.second.iter().flatten()) {
+    let steps = scenario.filter.iter().chain(scenario.second.iter().flatten());
+    for step in steps.chain(&scenario.replies) {
         if let Err(error) = serde_json::from_value::<Step>(step.clone()) {
             panic!("{}: the step {step}: {error}", scenario.name);
         }

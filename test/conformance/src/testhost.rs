@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 
 use crate::check::{
-    check_message, expect_that, grown, no_difference, script, wrong_line, wrong_stats,
+    check_message, expect_that, grown, no_difference, script_with, wrong_line, wrong_stats,
 };
 use crate::content::Content;
 use crate::play::{ClientStep, Play, UpstreamStep};
@@ -127,7 +127,9 @@ fn out_of_reach(case: &Case) -> Option<String> {
     }
     match scenario.profile {
         Profile::Plain | Profile::Small | Profile::FailOpen => (),
-        Profile::Two | Profile::SmallTwo | Profile::Lua => return needs("second filter"),
+        Profile::Two | Profile::SmallTwo | Profile::Lua | Profile::State => {
+            return needs("second filter");
+        }
         Profile::Idle | Profile::RequestTimeout | Profile::RouteTimeout => {
             return needs("timeouts of Envoy's own");
         }
@@ -309,7 +311,13 @@ impl Stage<'_> {
     fn request(&self) -> TestRequest {
         let scenario = &self.case.scenario;
         let method = scenario.request.method.parse().expect("a method");
-        let steps = script(&scenario.filter, self.case.flavour, self.cell);
+        let steps = script_with(
+            &scenario.filter,
+            &scenario.replies,
+            &scenario.complete,
+            self.case.flavour,
+            self.cell,
+        );
         let mut request =
             TestRequest::new(method, &scenario.request.path).header(SCRIPT_HEADERS[0], steps);
         for (name, value) in &scenario.request.headers {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use attache_core::facts::{Facts, ResetReason};
 use attache_core::host::{
     Area, CallRefused, CallStart, Capabilities, Direction, Host, LocalReply, Map, Notify,
 };
@@ -17,7 +18,7 @@ use super::stream::{Part, ReplyState, Stream};
 
 /// The filter's side of a [`Model`](super::Model).
 pub struct ModelHost {
-    stream: Rc<Stream>,
+    pub(crate) stream: Rc<Stream>,
     dropped: Rc<Cell<bool>>,
 }
 
@@ -73,14 +74,14 @@ impl ModelHost {
     }
 
     /// A call that only looks.
-    fn reads(&self, call: &str) {
+    pub(crate) fn reads(&self, call: &str) {
         if self.stream.destroyed.get() {
             self.stream.violation(format!("{call} after destroy"));
         }
     }
 
     /// A call that changes something.
-    fn writes(&self, call: &str) {
+    pub(crate) fn writes(&self, call: &str) {
         self.reads(call);
         if self.stream.completed.get() {
             self.stream.violation(format!("{call} after the stream has completed"));
@@ -410,8 +411,17 @@ impl Host for ModelHost {
         self.stream.our_reply_trailers(fields(trailers));
     }
 
-    fn reset(&self, _details: &str) {
+    fn reset(&self, details: &str) {
+        self.reset_for(ResetReason::Local, details);
+    }
+
+    fn facts(&self) -> &dyn Facts {
+        self
+    }
+
+    fn reset_for(&self, reason: ResetReason, details: &str) {
         self.writes("reset");
+        self.stream.around.done.borrow_mut().reset = Some((reason, details.to_owned()));
         self.stream.check_reset();
         self.stream.reset_stream();
     }

@@ -28,6 +28,7 @@ pub enum Kind {
     /// each direction, and can add trailers.
     CompiledIn,
 }
+use crate::known::{Around, Done, Surroundings};
 
 /// What the chain around the filter looks like, and how the stream behaves.
 #[derive(Clone)]
@@ -45,6 +46,8 @@ pub struct Options {
     /// The stream ends some time after its last byte or its reset, when [`Model::flush`] is called;
     /// otherwise at once, inside of whatever call that was.
     pub late_end: bool,
+    /// What is around the messages.
+    pub surroundings: Surroundings,
     /// The per-route config of the filter under test.
     pub route_config: Option<Arc<dyn Any + Send + Sync>>,
     /// The clusters that the filter under test can call.
@@ -60,6 +63,7 @@ impl Default for Options {
             buffer_limit: 1 << 20,
             upstream: Upstream::Waits,
             late_end: false,
+            surroundings: Surroundings::default(),
             route_config: None,
             clusters: Clusters::default(),
         }
@@ -237,6 +241,7 @@ pub(crate) struct Stream {
     pub(crate) in_watermark: Cell<bool>,
     details: RefCell<Vec<String>>,
     pub(crate) calls: Calls,
+    pub(crate) around: Around,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -1103,6 +1108,23 @@ impl Stream {
         self.end_stream();
     }
 
+    /// What the client has been told.
+    pub(crate) fn client_status(&self) -> Option<u16> {
+        self.client.borrow().status()
+    }
+
+    /// Envoy has the whole request.
+    pub(crate) fn request_is_complete(&self) -> bool {
+        self.way(Direction::Request).observed_end.get()
+    }
+
+    /// The stream is started again: to this one, that is its end, inside of the call.
+    pub(crate) fn end_by_recreation(self: &Rc<Self>) {
+        self.ways.iter().for_each(|way| way.aborted.set(true));
+        self.ending.set(true);
+        self.finish();
+    }
+
     fn end_stream(self: &Rc<Self>) {
         self.ending.set(true);
         if !self.options.late_end {
@@ -1123,6 +1145,7 @@ impl Stream {
         self.destroyed.set(true);
         let exchange = self.exchange.borrow_mut().take();
         drop(exchange);
+        self.around.forget();
         let mut upstream = self.upstream.borrow_mut();
         if upstream.headers.is_some() && !(upstream.ended && self.response_complete.get()) {
             upstream.reset = !upstream.ended;
@@ -1157,6 +1180,7 @@ impl Model {
         chain.push(Filter::Router);
         let legs = || chain.iter().map(|_| Leg::default()).collect::<Vec<_>>();
         let (sender, receiver) = mpsc::channel();
+        let around = Around::new(options.surroundings.clone());
         Model(Rc::new(Stream {
             legs: [legs(), legs()],
             chain,
@@ -1193,7 +1217,22 @@ impl Model {
             in_watermark: Cell::new(false),
             details: RefCell::default(),
             calls: Calls::default(),
+            around,
         }))
+    }
+
+    /// What is around the messages, to look at and to change.
+    pub fn surroundings<R>(&self, f: impl FnOnce(&mut Surroundings) -> R) -> R {
+        f(&mut self.0.around.given.borrow_mut())
+    }
+
+    /// What the filter has done to the stream, beside its messages.
+    pub fn done(&self) -> Done {
+        self.0.around.done.borrow().clone()
+    }
+
+    pub(crate) fn around(&self) -> &Around {
+        &self.0.around
     }
 
     /// The host side alone, to call by hand: no exchange hears of what happens. For tests of the

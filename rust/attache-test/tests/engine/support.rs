@@ -733,6 +733,7 @@ fn run_in(case: &Case, world: &World) -> Result<bool, String> {
             buffer_limit: case.limit,
             upstream: case.upstream,
             late_end: case.late_end,
+            surroundings: attache_test::Surroundings::default(),
             route_config: None,
             clusters: Clusters::default(),
         },

@@ -5,15 +5,16 @@
 //! scenario sees from outside that a future was dropped once and nothing leaked; and it has gates,
 //! which hold an exchange at a step until a second request (header `x-open`) opens them.
 
+mod ask;
 mod gate;
 mod play;
 mod script;
 
 use attache::prelude::*;
-use attache::{Counter, Gauge, SharedCluster};
+use attache::{Attribute, AttributeValue, Counter, Gauge, SharedCluster};
 use serde::Deserialize;
 
-pub use script::{Call, Edit, Flavour, Mapping, PipeStep, Reply, Script, Step, Whole};
+pub use script::{Ask, Call, Edit, Flavour, Mapping, PipeStep, Reply, Script, Step, Whole};
 
 /// The header that opens a gate; its value is the gate's name.
 pub const OPEN_HEADER: &str = "x-open";
@@ -86,6 +87,16 @@ impl Drop for Alive<'_> {
     }
 }
 
+impl Conformance {
+    /// The script, where the request is not at hand.
+    fn script_of(&self, stream: &Stream) -> Option<Script> {
+        let headers = stream.attribute_value(Attribute::RequestHeaders).ok()??;
+        let AttributeValue::Map(headers) = headers else { return None };
+        let script = headers.iter().find(|(name, _)| *name == self.script_header)?;
+        serde_json::from_slice(script.1.as_bytes()).ok()
+    }
+}
+
 impl Filter for Conformance {
     type Config = Config;
     type RouteConfig = ();
@@ -111,7 +122,20 @@ impl Filter for Conformance {
         play::play(self, script, req, next).await
     }
 
+    async fn handle_reply(&self, reply: Response) -> Result<Response> {
+        match self.script_of(&reply.stream()) {
+            Some(script) => play::play_reply(self, script, reply).await,
+            None => Ok(reply),
+        }
+    }
+
     fn on_complete(&self, done: &Completion) {
+        if let Some(script) = self.script_of(done.stream()) {
+            for question in &script.complete {
+                let answer = ask::ask(done.stream(), question);
+                tracing::info!("on completion, {question:?}: {answer}");
+            }
+        }
         match done.outcome() {
             Outcome::Responded => self.stats.responded.inc(),
             Outcome::Replied => self.stats.replied.inc(),

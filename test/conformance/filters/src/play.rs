@@ -4,11 +4,13 @@ use std::future::{Future, pending};
 use std::task::Poll;
 use std::time::Duration;
 
+use attache::ResetReason;
 use attache::bytes::BytesMut;
 use attache::prelude::*;
 use attache::{Caller, Callout, CalloutError};
 use futures_util::stream;
 
+use crate::ask::ask;
 use crate::script::{Call, Edit, Flavour, Mapping, PipeStep, Reply, Script, Step};
 use crate::{Conformance, Stats, gate};
 
@@ -30,23 +32,46 @@ macro_rules! either {
     };
 }
 
+/// Plays the steps for a request.
 pub(crate) async fn play(
     filter: &Conformance,
     script: Script,
     req: Request,
     next: Next,
 ) -> Result<Response> {
+    play_steps(filter, script.flavour, script.steps, At::Request(req, next)).await
+}
+
+/// Plays the steps for a reply that was made elsewhere.
+pub(crate) async fn play_reply(
+    filter: &Conformance,
+    script: Script,
+    reply: Response,
+) -> Result<Response> {
+    play_steps(filter, script.flavour, script.replies, At::Response(reply)).await
+}
+
+async fn play_steps(
+    filter: &Conformance,
+    flavour: Flavour,
+    steps: Vec<Step>,
+    mut at: At,
+) -> Result<Response> {
     let stats = &filter.stats;
-    let flavour = script.flavour;
+    let stream = either!(&at, m => m.stream());
     let mut carried: Vec<(String, HeaderValue)> = Vec::new();
-    // Taken before the request goes on, for calls after it, too.
-    let (service, nobody) = (req.cluster("service"), req.cluster("nobody"));
-    let made = |call: &Call| {
-        let cluster = if call.unknown { &nobody } else { &service };
-        made(cluster.get(call.path.clone()), call)
+    // Taken before the request goes on, for calls after it, too. A reply made elsewhere has none.
+    let clusters = match &at {
+        At::Request(req, _) => Some((req.cluster("service"), req.cluster("nobody"))),
+        At::Response(_) => None,
     };
-    let mut at = At::Request(req, next);
-    for step in script.steps {
+    let made = |call: &Call| {
+        let (service, nobody) = clusters.as_ref().context("only a request has clusters")?;
+        let cluster = if call.unknown { nobody } else { service };
+        Ok::<_, Error>(made(cluster.get(call.path.clone()), call))
+    };
+    let mut saw: Vec<String> = Vec::new();
+    for step in steps {
         match step {
             Step::Wait => wait(flavour).await?,
             Step::Mark => stats.marks.inc(),
@@ -55,11 +80,32 @@ pub(crate) async fn play(
             Step::Panic => panic!("{SECRET}"),
             Step::PanicInTask => panic_in_task().await?,
             Step::Error(status) => return Err(error(status)),
+            Step::Ask(question) => {
+                saw.push(ask(&stream, &question));
+                if let At::Response(resp) = &mut at {
+                    saw.drain(..).for_each(|saw| resp.headers_mut().append("x-saw", saw));
+                }
+            }
+            Step::Reset { details, refused } => {
+                let reason = if refused { ResetReason::Refused } else { ResetReason::Local };
+                return Err(Error::reset(reason, details));
+            }
+            Step::DrainConnection => stream.drain_connection().await?,
+            Step::Recreate(mark) => {
+                if let At::Request(req, _) = &mut at
+                    && !req.headers().contains(&mark)
+                {
+                    req.headers_mut().set(&mark, "1");
+                    let Err(error) = stream.recreate().await;
+                    saw.push(format!("{:?}", error.kind()));
+                }
+            }
             Step::Run => {
                 let At::Request(req, next) = at else {
                     return Err(Error::new("a script runs once"));
                 };
                 let mut resp = next.run(req).await?;
+                saw.drain(..).for_each(|saw| resp.headers_mut().append("x-saw", saw));
                 for (name, value) in carried.drain(..) {
                     resp.headers_mut().set(&name, &value);
                 }
@@ -74,9 +120,9 @@ pub(crate) async fn play(
                 let _ = started.await;
                 return Ok(Response::text(StatusCode::ACCEPTED, "did not wait"));
             }
-            Step::Reply(reply) => return reply_with(reply, flavour, stats, at),
+            Step::Reply(reply) => return reply_with(reply, flavour, stats, at, saw),
             Step::Call(call) => {
-                let told = told(made(&call).send().await);
+                let told = told(made(&call)?.send().await);
                 either!(&mut at, m => m.headers_mut()).set("x-call", told);
             }
             Step::CallShared(call) => {
@@ -88,11 +134,11 @@ pub(crate) async fn play(
                 let At::Request(mut req, _) = at else {
                     return Err(Error::new("only a request is sent on"));
                 };
-                let made = made(&call).method(Method::POST).body(req.take_body());
+                let made = made(&call)?.method(Method::POST).body(req.take_body());
                 return Ok(made.send_streaming().await?.into());
             }
             Step::CallAndDrop(call, millis) => {
-                let made = made(&call).send();
+                let made = made(&call)?.send();
                 let told = match tokio::time::timeout(Duration::from_millis(millis), made).await {
                     Ok(answer) => told(answer),
                     Err(_) => "dropped".to_owned(),
@@ -163,10 +209,12 @@ pub(crate) async fn play(
             }
         }
     }
-    match at {
-        At::Request(req, next) => next.run(req).await,
-        At::Response(resp) => Ok(resp),
-    }
+    let mut resp = match at {
+        At::Request(req, next) => next.run(req).await?,
+        At::Response(resp) => resp,
+    };
+    saw.drain(..).for_each(|saw| resp.headers_mut().append("x-saw", saw));
+    Ok(resp)
 }
 
 /// Waits, as the flavour says.
@@ -274,11 +322,20 @@ fn header_map(pairs: &[(String, String)]) -> Result<HeaderMap> {
     Ok(map)
 }
 
-fn reply_with(reply: Reply, flavour: Flavour, stats: &Stats, at: At) -> Result<Response> {
+fn reply_with(
+    reply: Reply,
+    flavour: Flavour,
+    stats: &Stats,
+    at: At,
+    saw: Vec<String>,
+) -> Result<Response> {
     let status = StatusCode::from_u16(reply.status)?;
     let mut response = Response::new(status);
     for (name, value) in &reply.headers {
         response = response.with_header(name, value);
+    }
+    for saw in saw {
+        response = response.with_header("x-saw", saw);
     }
     if !reply.trailers.is_empty() {
         response = response.with_trailers(header_map(&reply.trailers)?);

@@ -13,7 +13,16 @@ pub struct Script {
     /// The steps. Until `run` they are about the request, after it about the response.
     #[serde(default)]
     pub steps: Vec<Step>,
+    /// What is done to a reply that was made elsewhere, to a request that never went on.
+    #[serde(default)]
+    pub replies: Vec<Step>,
+    /// What is asked of the stream when the exchange is complete; the answers go to the log.
+    #[serde(default)]
+    pub complete: Vec<Ask>,
 }
+
+/// A question to the stream, or something done to it: `["attribute", "request.path"]`. See `ask.rs`.
+pub type Ask = Vec<serde_json::Value>;
 
 /// How a `wait` step waits.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -61,6 +70,21 @@ pub enum Step {
     CallStreaming(Call),
     /// Calls the cluster `service`, and gives up after this many milliseconds.
     CallAndDrop(Call, u64),
+    /// Asks the stream something, or does something to it. The answer is added to the response's
+    /// `x-saw`.
+    Ask(Ask),
+    /// Resets the stream, with these details; as refused, if so.
+    Reset {
+        /// The details.
+        details: String,
+        /// So that the client may try again.
+        #[serde(default)]
+        refused: bool,
+    },
+    /// Drains the client's connection.
+    DrainConnection,
+    /// Starts the stream again, unless this is the header's second time here; the header is set.
+    Recreate(String),
     /// Changes headers.
     Headers(Vec<Edit>),
     /// Changes the path.
