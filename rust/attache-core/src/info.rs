@@ -202,7 +202,8 @@ tls! {
     session_id: SessionId, text -> Option<String>;
     /// The negotiated application protocol.
     alpn: Alpn, text -> Option<String>;
-    /// The server name that the client asked for (SNI).
+    /// The server name that the client asked for (SNI); in stock Envoy, known where the listener has a
+    /// TLS inspector.
     server_name: ServerName, text -> Option<String>;
     /// Whether the peer has presented a certificate.
     peer_certificate_presented: PeerPresented, flag -> Option<bool>;

@@ -50,6 +50,10 @@ fn life_span(name: &str) -> LifeSpan {
     }
 }
 
+fn listed(names: Vec<String>) -> String {
+    if names.is_empty() { "none".into() } else { names.join(",") }
+}
+
 fn sorted(mut names: Vec<String>) -> String {
     names.sort();
     names.join(",")
@@ -112,10 +116,10 @@ fn answer(stream: &Stream, question: &Ask) -> Result<String> {
                 "subject" => found(tls.subject_peer_certificate()?),
                 "digest" => found(tls.sha256_peer_certificate_digest()?),
                 "serial" => found(tls.serial_number_peer_certificate()?),
-                "dns_sans" => tls.dns_sans_peer_certificate()?.join(","),
-                "uri_sans" => tls.uri_sans_peer_certificate()?.join(","),
+                "dns_sans" => listed(tls.dns_sans_peer_certificate()?),
+                "uri_sans" => listed(tls.uri_sans_peer_certificate()?),
                 "local_subject" => found(tls.subject_local_certificate()?),
-                "local_dns_sans" => tls.dns_sans_local_certificate()?.join(","),
+                "local_dns_sans" => listed(tls.dns_sans_local_certificate()?),
                 other => return Err(Error::new(format!("TLS has no {other}"))),
             })
         }
