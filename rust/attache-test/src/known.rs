@@ -201,7 +201,7 @@ impl Facts for ModelHost {
             }
             Some(Known::Duration(time)) => f(FactValue::Duration(nanos(time))),
             None => match fact {
-                Fact::Attribute(attribute) => self.from_messages(attribute, f),
+                Fact::Attribute(attribute) => self.read_messages(attribute, f),
                 Fact::WorkerIndex => f(FactValue::Number(0)),
                 _ => (),
             },
@@ -374,7 +374,7 @@ fn taken(key: &str) -> Denied {
 
 impl ModelHost {
     /// What Envoy reads from the messages.
-    fn from_messages(&self, attribute: Attribute, f: &mut dyn FnMut(FactValue<'_>)) {
+    fn read_messages(&self, attribute: Attribute, f: &mut dyn FnMut(FactValue<'_>)) {
         let header = |name: &str, f: &mut dyn FnMut(&[u8])| {
             let value = match &*self.stream.map(Map::RequestHeaders).borrow() {
                 Some(fields) => fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()),
