@@ -5,11 +5,16 @@ FILTER ?= hello
 PORT ?= 10000
 ADMIN_PORT ?= 9901
 
+# The custom Envoy: Bazel, and options for it, such as `BUILD_OPTS='-c opt --config=clang-local'`.
+BAZEL ?= bazel
+BUILD_OPTS ?=
+IMAGE ?= attache-envoy
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench conformance doc fmt clean envoy tools
+.PHONY: help run test lint bench conformance build-envoy test-envoy image doc fmt clean envoy tools
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10000)
 	@test -f contrib/filters/$(FILTER)/Cargo.toml || \
@@ -35,6 +40,18 @@ bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a tri
 conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host
 	cargo run --release -p attache-conformance
 
+build-envoy: ## build an Envoy with the filters compiled in: bazel-bin/envoy (BUILD_OPTS=..)
+	@test/need $(BAZEL)
+	$(BAZEL) build $(BUILD_OPTS) //:envoy
+
+test-envoy: ## test the C++ filter with Envoy's own test libraries (BUILD_OPTS=..)
+	@test/need $(BAZEL)
+	$(BAZEL) test $(BUILD_OPTS) //test/envoy/...
+
+image: build-envoy ## a container image of that Envoy, called IMAGE (attache-envoy)
+	@test/need docker
+	docker build --file contrib/deploy/Dockerfile --tag $(IMAGE) "$$(dirname "$$(realpath bazel-bin/envoy)")"
+
 doc: tools ## build the API docs and say where they are
 	cargo doc --workspace --no-deps
 	@echo "open target/doc/attache/index.html"
@@ -45,7 +62,12 @@ fmt: tools ## format all code
 clean: ## remove what was built; the fetched Envoys in .envoy stay
 	cargo clean
 
-# ENVOY names a binary to test with instead of the pinned ones.
+# ENVOY names a binary to run and to test with instead of the pinned ones: a path, absolute or from
+# here. The tests run in other directories.
+ifdef ENVOY
+override ENVOY := $(abspath $(ENVOY))
+export ENVOY
+endif
 envoy:
 	@test -n "$(ENVOY)" || test/fetch-envoy
 
