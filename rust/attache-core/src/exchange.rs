@@ -969,7 +969,7 @@ impl Inner {
             }
             Disposition::Stream(pump) if !bodyless => {
                 side.flow.mode = Mode::Pump;
-                side.flow.goes_back = self.any_time && direction == Direction::Request;
+                side.flow.keeps_going = self.any_time && direction == Direction::Request;
                 side.pump = Some(pump);
                 None
             }

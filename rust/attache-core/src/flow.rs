@@ -90,9 +90,10 @@ pub(crate) struct Flow {
     pub(crate) ends_early: bool,
     /// Envoy's record says that the message has ended, and the end is held here.
     pub(crate) end_recorded: bool,
-    /// What has been stopped goes on again as soon as nothing is held, so that trailers can still be
-    /// added.
-    pub(crate) goes_back: bool,
+    /// The last thing that was moved has taken the end off Envoy's record, in this event.
+    pub(crate) off_record: bool,
+    /// It is not stopped without need, so that trailers can still be added.
+    pub(crate) keeps_going: bool,
 }
 
 /// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
@@ -224,7 +225,8 @@ impl Flow {
             added: false,
             ends_early: false,
             end_recorded: false,
-            goes_back: false,
+            off_record: false,
+            keeps_going: false,
         }
     }
 

@@ -261,12 +261,15 @@ pub trait Host: 'static {
     /// * with the end having come in headers, and those still held, continues;
     /// * with the end having come with data, injects the buffer's bytes with the end, and does not
     ///   continue;
-    /// * with trailers, or with more to come, injects the buffer's bytes without the end if there are
-    ///   any, and then continues if the stream is still there.
+    /// * with trailers, injects the buffer's bytes without the end if there are any, and then continues
+    ///   if the stream is still there;
+    /// * with more to come, continues first, while Envoy has nothing to send along, and then injects the
+    ///   buffer's bytes if there are any and the stream is still there.
     ///
     /// While more is to come it is called only when nothing would be overtaken by that
-    /// ([`others_hold`](Host::others_hold), trailers whose hook has not run), and never after the end
-    /// was injected.
+    /// ([`others_hold`](Host::others_hold), trailers whose hook has not run), and right after an
+    /// injection without the end, so that Envoy has no end on record either. It is never called after
+    /// the end was injected.
     fn resume(&self, direction: Direction);
 
     /// Emits output past this filter (`injectDecodedDataToFilterChain` /

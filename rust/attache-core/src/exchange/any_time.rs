@@ -119,6 +119,7 @@ impl Inner {
 
     /// Does what can be done for a direction, if no hook is running.
     pub(super) fn move_on(self: &Rc<Self>, direction: Direction) {
+        self.state.borrow_mut().flow(direction).off_record = false;
         loop {
             {
                 let mut state = self.state.borrow_mut();

@@ -11,8 +11,12 @@
 //! resumed, Envoy sends along whatever it has: bytes that others hold in Envoy's own buffer, and
 //! trailers whose hook here has not run. An injection carries nothing along. So as long as anything
 //! would be [overtaken](Around::overtakes), a direction stays stopped, and what is to go is injected.
-//! And when a later filter continues on its own, Envoy ends the message if it has recorded its end,
-//! even if that is still held here. An injection without the end takes that record back.
+//!
+//! *Envoy's record of the end.* A continue also ends the message if Envoy has recorded that its end has
+//! come, even if a filter before the one that continues still holds that. An injection without the
+//! end takes the record back. So an end that is held here is taken off the record, for the sake of the
+//! later filters; and before a direction is resumed whose end has not come by, something is injected,
+//! nothing if need be: the end may be held by an earlier filter.
 
 use super::{DataStep, Flow, Input, Mode, Move, Step};
 use crate::host::{DataVerdict, Verdict};
@@ -47,6 +51,7 @@ impl Flow {
 
     /// `frame`: the unread bytes of the frame. `overtakes`: only looked at while stopped.
     pub(crate) fn data_any_time(&mut self, frame: usize, overtakes: bool) -> DataStep {
+        self.off_record = false;
         let step = self.data_step(frame, overtakes);
         let held = step.verdict != DataVerdict::Continue && !self.finished;
         self.end_recorded = held && self.ended && !self.trailers;
@@ -77,19 +82,20 @@ impl Flow {
                 self.stopped = true;
                 DataStep { verdict: DataVerdict::StopNoBuffer, input, emit: false }
             }
-            Mode::Pump if !self.reader => {
-                if end || self.out.is_empty() || !through {
-                    return self.stop_dropping();
+            Mode::Pump => {
+                // The frame's place is free when all that came with it, and before it, has been read.
+                let free = !self.reader || self.held + frame == 0;
+                // To keep going, a frame may go on empty.
+                let worth = !self.out.is_empty() || (self.keeps_going && !self.stopped);
+                match self.reader {
+                    reader if free && worth && through && !end => {
+                        self.let_go(false);
+                        go_on(if reader { Input::Leave } else { Input::Drop }, true)
+                    }
+                    true => self.hold_privately(frame),
+                    false => self.stop_dropping(),
                 }
-                self.let_go(false);
-                go_on(Input::Drop, true)
             }
-            // The frame's place is free when all that came with it, and before it, has been read.
-            Mode::Pump if !end && !self.out.is_empty() && through && self.held + frame == 0 => {
-                self.let_go(false);
-                go_on(Input::Leave, true)
-            }
-            Mode::Pump => self.hold_privately(frame),
         }
     }
 
@@ -125,7 +131,7 @@ impl Flow {
             Mode::Pass if self.ended => Move::Resume { input: Input::Leave },
             Mode::Pass => match around() {
                 Around { blocked: true, .. } => Move::Nothing,
-                Around { overtakes: false, .. } => Move::Resume { input: Input::Leave },
+                Around { overtakes: false, .. } => self.plan_to_resume(),
                 _ if self.held > 0 || !self.released => Move::Release,
                 _ => Move::Nothing,
             },
@@ -137,14 +143,23 @@ impl Flow {
                 if self.end_recorded {
                     return Move::Inject { input: Input::Leave, end: false };
                 }
-                let may = self.goes_back && self.stopped && self.held == 0 && !self.ended;
-                if may && around() == Around::default() {
-                    return Move::Resume { input: Input::Leave };
+                // Only in the wake of an injection: it is not worth one of its own.
+                let may = self.keeps_going && self.off_record && self.stopped;
+                if may && self.held == 0 && !self.ended && around() == Around::default() {
+                    return self.plan_to_resume();
                 }
                 Move::Nothing
             }
             Mode::Pump if !self.ended && around().blocked => Move::Nothing,
             Mode::Pump => Move::Inject { input: Input::Leave, end: false },
+        }
+    }
+
+    /// Before the end has come.
+    fn plan_to_resume(&self) -> Move {
+        match self.off_record {
+            true => Move::Resume { input: Input::Leave },
+            false => Move::Inject { input: Input::Leave, end: false },
         }
     }
 
@@ -171,10 +186,12 @@ impl Flow {
                 }
             }
             Move::Release => {
+                self.off_record = true;
                 self.released = true;
                 self.held = 0;
             }
             Move::Inject { end, .. } => {
+                self.off_record = !end;
                 self.end_recorded = false;
                 self.released = true;
                 self.finished |= end;
@@ -271,6 +288,20 @@ mod tests {
         assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Leave });
     }
 
+    /// An earlier filter may hold the end that Envoy has on record.
+    #[test]
+    fn what_is_resumed_before_its_end_is_off_envoy_s_record() {
+        let mut flow = flow(Mode::Pass);
+        (flow.stopped, flow.released) = (true, true);
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT);
+        flow.moved(&RELEASE_OUTPUT);
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Leave });
+        // Its own end is no other filter's.
+        flow.off_record = false;
+        ended(&mut flow);
+        assert_eq!(flow.plan(|| QUIET), Move::Resume { input: Input::Leave });
+    }
+
     #[test]
     fn a_passed_message_is_resumed_and_then_out_of_the_way() {
         let mut flow = flow(Mode::Hold);
@@ -278,6 +309,8 @@ mod tests {
         assert_eq!(flow.data_any_time(3, false).verdict, DataVerdict::StopAndWatermark);
         assert_eq!(flow.plan(|| QUIET), Move::Nothing);
         flow.mode = Mode::Pass;
+        assert_eq!(flow.plan(|| QUIET), RELEASE_OUTPUT, "the headers");
+        flow.moved(&RELEASE_OUTPUT);
         let resume = Move::Resume { input: Input::Leave };
         assert_eq!(flow.plan(|| QUIET), resume);
         flow.moved(&resume);
@@ -406,16 +439,23 @@ mod tests {
     }
 
     #[test]
-    fn what_may_get_trailers_goes_on_again_when_nothing_is_held() {
+    fn what_may_get_trailers_is_not_stopped_without_need() {
         let mut flow = pump();
-        flow.goes_back = true;
-        flow.data_any_time(0, false);
-        assert!(flow.stopped);
+        flow.keeps_going = true;
+        assert_eq!(flow.data_any_time(0, false).verdict, DataVerdict::Continue, "it was read");
+        assert!(!flow.stopped);
+        assert_eq!(flow.data_any_time(3, false).verdict, DataVerdict::StopAndWatermark);
+        output(&mut flow);
+        flow.moved(&RELEASE_OUTPUT);
+        (flow.held, flow.out) = (0, Default::default());
         assert_eq!(flow.plan(|| OTHERS), Move::Nothing);
         let resume = Move::Resume { input: Input::Leave };
         assert_eq!(flow.plan(|| QUIET), resume);
         flow.moved(&resume);
         assert!(!flow.stopped);
+        flow.reader = false;
+        let step = flow.data_any_time(3, false);
+        assert_eq!((step.verdict, step.input), (DataVerdict::Continue, Input::Drop));
     }
 
     #[test]

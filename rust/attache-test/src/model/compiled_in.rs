@@ -190,21 +190,30 @@ impl Stream {
         if !leg.stopped.get() {
             self.violation(format!("resume of the {direction:?}, which is not stopped"));
         }
+        let has_trailers = way.trailers.borrow().is_some();
         match own.ended_in.get() {
-            None => self.overtakes_nothing("a resume", direction),
+            None => {
+                self.overtakes_nothing("a resume", direction);
+                if way.observed_end.get() {
+                    self.violation(format!(
+                        "a resume ends the {direction:?}, whose end an earlier filter holds"
+                    ));
+                }
+                self.continue_from(direction, self.ours);
+                if own.buffer.len() > 0 && !self.destroyed.get() {
+                    self.inject_own(direction, false);
+                }
+                return;
+            }
             Some(Part::Headers) if own.buffer.len() > 0 => {
                 self.violation(format!("a {direction:?} without a body has one"));
             }
-            Some(Part::Headers) if way.trailers.borrow().is_none() => {
-                if leg.headers_continued.get() {
-                    self.violation(format!(
-                        "resume of a {direction:?} without a body whose headers have gone"
-                    ));
-                }
+            Some(Part::Headers) if !has_trailers && leg.headers_continued.get() => {
+                self.violation(format!(
+                    "resume of a {direction:?} without a body whose headers have gone"
+                ));
             }
-            Some(Part::Data) if way.trailers.borrow().is_none() => {
-                return self.inject_own(direction, true);
-            }
+            Some(Part::Data) if !has_trailers => return self.inject_own(direction, true),
             Some(_) => (),
         }
         if own.buffer.len() > 0 {
@@ -213,7 +222,7 @@ impl Stream {
         if self.destroyed.get() {
             return;
         }
-        own.end_gone.set(own.ended_in.get().is_some());
+        own.end_gone.set(true);
         self.continue_from(direction, self.ours);
     }
 

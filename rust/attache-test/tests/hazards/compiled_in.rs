@@ -164,6 +164,14 @@ fn a_resume_past_trailers_that_an_earlier_filter_holds() {
     says(&violation(&stream, |h| h.resume(Req)), "before their hook");
 }
 
+#[test]
+fn a_resume_while_an_earlier_filter_holds_the_end() {
+    let stream = stream("/", with_earlier());
+    stream.model.hold(true, Req);
+    stream.model.client_data("", true);
+    says(&violation(&stream, |h| h.resume(Req)), "whose end an earlier filter holds");
+}
+
 /// An injection goes past them, but Envoy then forgets that the message has ended: that is lost when
 /// the earlier filter lets go.
 #[test]
