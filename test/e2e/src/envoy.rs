@@ -72,9 +72,10 @@ impl Version {
     pub fn of_binary(binary: PathBuf) -> Self {
         let output = Command::new(&binary).arg("--version").output();
         let output = output.unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        // `envoy  version: <commit>/<version>/<state>/<mode>/<ssl>`
+        // `path/of/envoy  version: <commit>/<version>/<state>/<mode>/<ssl>`
         let text = String::from_utf8_lossy(&output.stdout);
-        let name = text.split('/').nth(1).unwrap_or("unknown").to_owned();
+        let version = text.split_once("version: ").map_or("", |(_, version)| version);
+        let name = version.split('/').nth(1).unwrap_or("unknown").to_owned();
         let found = Command::new("grep").args(["-qaF", COMPILED_IN]).arg(&binary).status();
         let compiled_in = found.expect("grep runs").success();
         Self { name, binary, compiled_in }
