@@ -510,7 +510,6 @@ bool Filter::endIsKept(Direction direction) const noexcept {
 
 void Filter::sendReply(std::uint16_t status, rust::Slice<const bridge::HeaderView> headers,
                        rust::Slice<const std::uint8_t> body, rust::Str details) noexcept {
-  own_reply_ = true;
   // Without a gRPC status, Envoy takes the one that goes with the HTTP status.
   decoder_callbacks_->sendLocalReply(
       static_cast<Http::Code>(status), view(body),
@@ -524,7 +523,6 @@ void Filter::sendReply(std::uint16_t status, rust::Slice<const bridge::HeaderVie
 
 void Filter::sendReplyHeaders(rust::Slice<const bridge::HeaderView> headers,
                               bool end_stream) noexcept {
-  own_reply_ = true;
   if (!end_stream) {
     watchDownstream();
   }

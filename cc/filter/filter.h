@@ -131,8 +131,9 @@ private:
   // The map, or null.
   Http::HeaderMap* find(::attache::bridge::HeaderMapType map) const;
 
-  // Whether Rust has nothing to do with this response.
-  bool passesResponse() const { return !stream_.has_value() || own_reply_; }
+  // Whether Rust has nothing to do with this response. It has with a reply of its own: that may get
+  // its body when its headers come by.
+  bool passesResponse() const { return !stream_.has_value(); }
 
   Http::FilterHeadersStatus onHeaders(::attache::bridge::Direction direction, bool end_stream);
   Http::FilterDataStatus onData(::attache::bridge::Direction direction, Buffer::Instance& data,
@@ -166,7 +167,6 @@ private:
   // How many of the next such calls repeat what is not meant for us; see `watchDownstream`.
   std::uint32_t not_ours_{};
   bool watching_downstream_{};
-  bool own_reply_{};
   bool destroyed_{};
 };
 

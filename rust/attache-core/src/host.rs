@@ -325,6 +325,10 @@ pub trait Host: 'static {
     }
 
     /// Sends a complete reply in place of whatever would come.
+    ///
+    /// On a host that emits at any time, the reply then comes by as any response does, and the
+    /// exchange is told of it: one that is streamed after the request has gone is sent without a body,
+    /// and gets it there.
     fn send_reply(&self, reply: &LocalReply<'_>);
     /// Starts a streamed reply. `headers` has `:status`.
     fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool);
