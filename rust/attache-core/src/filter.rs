@@ -11,6 +11,7 @@ use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
 use crate::per_worker::PerWorker;
 use crate::runtime::{Tied, guarded};
+use crate::secret::{self, Secret, SecretError, SecretSource};
 use crate::stream::Stream;
 use crate::supervise::Supervised;
 use crate::{Next, Request, Response};
@@ -291,6 +292,21 @@ impl Setup {
     /// know its clusters yet.
     pub fn cluster(&self, name: &str) -> SharedCluster {
         SharedCluster::new(self.host.calls(), name)
+    }
+
+    /// A secret of a filter's config: reads it now, and keeps it up to date until the config goes.
+    ///
+    /// Files are looked at every second; one that another is moved over (as rotation usually does),
+    /// a link that leads elsewhere and one that is written in place are all noticed. If there is
+    /// nothing to be read any more, or nothing of use, the last value stays, and the reason is
+    /// logged.
+    ///
+    /// # Errors
+    /// There is no such secret, or none that could be used; this becomes a [`ConfigError`] with `?`.
+    pub fn secret(&mut self, source: &SecretSource) -> Result<Secret, SecretError> {
+        let (secret, watching) = secret::open(&self.name, source)?;
+        self.tasks.extend(watching);
+        Ok(secret)
     }
 
     /// State for each worker: `make` runs on a worker when that first asks for it. See

@@ -9,7 +9,7 @@
 //! | what a user writes against | `filter.rs`, `message.rs`, `headers.rs`, `body.rs`, `error.rs` |
 //! | what is around the messages | `stream.rs`, `info.rs`, `attribute.rs`, `metadata.rs`, `filter_state.rs`, `extensions.rs` |
 //! | calls to Envoy's clusters | `cluster/` |
-//! | from config to filter | `registry.rs`, `metrics.rs` |
+//! | from config to filter | `registry.rs`, `metrics.rs`, `secret.rs` |
 //! | beside the exchanges | `runtime.rs`, `supervise.rs`, `per_worker.rs`, `stats.rs`, `span.rs` |
 //! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
 //! | what a host provides | `host.rs`, `facts.rs` |
@@ -40,6 +40,7 @@ mod metrics;
 mod per_worker;
 pub mod registry;
 mod runtime;
+mod secret;
 mod span;
 mod stats;
 mod stream;
@@ -68,6 +69,7 @@ pub use metric_queue::MetricQueue;
 pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
 pub use per_worker::PerWorker;
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
+pub use secret::{Secret, SecretError, SecretSource};
 pub use span::Trace;
 pub use stream::Stream;
 pub use views::{View, Views};

@@ -1,10 +1,11 @@
 //! What an operator sees of a filter in a real Envoy: what the runtime counts, tasks that it starts
-//! again; and state that is one per config or one per worker. The filters are in `test/e2e/filters`.
+//! again, secrets that change; and state that is one per config or one per worker. The filters are in `test/e2e/filters`.
 
 use std::collections::BTreeMap;
 
 use attache_e2e::{
     Call, Collected, Config, Envoy, ModuleFilter, Modules, Protocol, Route, Update, Version,
+    eventually,
 };
 use serde_json::{Value, json};
 
@@ -92,7 +93,7 @@ async fn poll_times_are_a_histogram_where_the_config_asks_for_them() {
         let config = serving(json!({"attache": {"stats": {"poll_time": true}}}));
         let envoy = version.launch().modules(&modules).start(&config).await;
         get(&envoy, "/reply").await;
-        attache_e2e::eventually("the histogram", async || {
+        eventually("the histogram", async || {
             prometheus(&envoy, "poll_time_us_count").await == Some(1)
         })
         .await;
@@ -169,5 +170,38 @@ async fn workers_have_state_of_their_own_beside_what_they_share() {
         }
         assert_eq!(served.values().sum::<u64>(), all);
         envoy.finish().await;
+    }
+}
+
+// ---- secrets --------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_secret_in_a_file_is_rotated_while_envoy_runs() {
+    let modules = modules();
+    for version in Version::all() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("key");
+        std::fs::write(&path, "first\n").expect("a file");
+        let keyed = |key: Value| {
+            let filter = filter("keyed").config(json!({"key": key}));
+            Config::new().route(Route::prefix("/").direct(200, "ok")).filter(filter)
+        };
+        let launch = version.launch().modules(&modules);
+        let envoy = launch.start(&keyed(json!({"filename": path}))).await;
+        assert_eq!(get(&envoy, "/").await.text(), "first");
+        let new = directory.path().join("new");
+        std::fs::write(&new, "second\n").expect("a file");
+        std::fs::rename(new, &path).expect("a file");
+        eventually("the new secret", async || get(&envoy, "/").await.text() == "second").await;
+        envoy.finish().await;
+
+        let none = directory.path().join("none");
+        let refusal = launch.try_start(&keyed(json!({"filename": none}))).await.unwrap_err();
+        assert_eq!(refusal.status.code(), Some(1));
+        let reason = "filter `keyed`: config refused: field `key`: the secret is missing: ";
+        assert!(refusal.output.contains(&format!("{reason}{}", none.display())), "{refusal}");
+        let refusal = launch.try_start(&keyed(json!({"sds": "key"}))).await.unwrap_err();
+        let reason = "field `key`: filters cannot get secrets of Envoy's secret discovery; have it";
+        assert!(refusal.output.contains(reason), "{refusal}");
     }
 }

@@ -8,6 +8,7 @@ mod caller;
 mod crowd;
 mod fault;
 mod keeper;
+mod keyed;
 mod mark;
 mod meter;
 mod observed;
@@ -242,6 +243,7 @@ attache::filters! {
     "crowd" => crowd::Crowd,
     "fault" => fault::Fault,
     "keeper" => keeper::Keeper,
+    "keyed" => keyed::Keyed,
     "mark" => mark::Mark,
     "meter" => meter::Meter,
     "observed" => observed::Observed,
