@@ -415,7 +415,9 @@ impl Config {
     /// `compiled_in`: for an Envoy with our filters in it, which wants them configured in its own way.
     pub(crate) fn render(&self, directory: &Path, compiled_in: bool) -> Rendered {
         if let Some(text) = &self.example {
-            return Rendered { main: self.render_example(text), listeners: None };
+            let text = self.render_example(text);
+            let main = if compiled_in { example_for_compiled_in(&text) } else { text };
+            return Rendered { main, listeners: None };
         }
         let mut listener = self.render_listener(directory);
         if compiled_in {
@@ -561,6 +563,18 @@ fn to_compiled_in(value: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// As [`to_compiled_in`], for an example's YAML: its keys are changed where they stand.
+fn example_for_compiled_in(text: &str) -> String {
+    const MODULE: &str = ".filters.http.dynamic_modules.v3.DynamicModuleFilter";
+    let lines = text.lines().filter(|line| !line.trim().starts_with("dynamic_module_config:"));
+    lines
+        .fold(String::new(), |all, line| all + line + "\n")
+        .replace(&format!("{EXTENSIONS}{MODULE}"), "type.googleapis.com/attache.v3alpha.Filter")
+        .replace("per_route_config_name:", "name:")
+        .replace("filter_name:", "name:")
+        .replace("filter_config:", "config:")
 }
 
 fn free_port() -> SocketAddr {
