@@ -568,13 +568,16 @@ fn to_compiled_in(value: &mut Value) {
 /// As [`to_compiled_in`], for an example's YAML: its keys are changed where they stand.
 fn example_for_compiled_in(text: &str) -> String {
     const MODULE: &str = ".filters.http.dynamic_modules.v3.DynamicModuleFilter";
+    const KEYS: [(&str, &str); 3] = [
+        (" per_route_config_name:", " name:"),
+        (" filter_name:", " name:"),
+        (" filter_config:", " config:"),
+    ];
     let lines = text.lines().filter(|line| !line.trim().starts_with("dynamic_module_config:"));
-    lines
-        .fold(String::new(), |all, line| all + line + "\n")
-        .replace(&format!("{EXTENSIONS}{MODULE}"), "type.googleapis.com/attache.v3alpha.Filter")
-        .replace("per_route_config_name:", "name:")
-        .replace("filter_name:", "name:")
-        .replace("filter_config:", "config:")
+    let text = lines.fold(String::new(), |all, line| all + line + "\n");
+    let kind = format!("{EXTENSIONS}{MODULE}");
+    let text = text.replace(&kind, "type.googleapis.com/attache.v3alpha.Filter");
+    KEYS.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
 fn free_port() -> SocketAddr {

@@ -32,7 +32,12 @@ async fn run() -> Result<(), Trouble> {
     let admin = free(admin_port, "ADMIN_PORT")?;
     let crate_directory = workspace_root().join("contrib/filters").join(filter);
 
-    let modules = Modules::new().package(&package_name(&crate_directory.join("Cargo.toml"))?);
+    let package = package_name(&crate_directory.join("Cargo.toml"))?;
+    let version = Version::newest();
+    let modules = match version.is_compiled_in() {
+        true => Modules::new(),
+        false => Modules::new().package(&package),
+    };
     let upstream = Upstream::start(show_request).await;
     let config = Config::example(crate_directory.join("envoy.yaml"))
         .listen(address)
@@ -42,7 +47,6 @@ async fn run() -> Result<(), Trouble> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let version = Version::newest();
     let launch = version.launch().modules(&modules).shielded();
     let mut envoy = launch.try_start(&config).await.map_err(|refusal| refusal.to_string())?;
 
