@@ -131,8 +131,11 @@ TEST_P(IntegrationTest, HoldsASenderAndLosesNothing) {
   auto [encoder, response] = codec_client_->startRequest(
       request(absl::StrCat(R"({"steps": [{"gate": ")", mine, R"("}]})")));
   codec_client_->sendData(encoder, std::string(1024 * 1024, 'x'), true);
-  test_server_->waitForCounterGe("http.config_test.downstream_flow_control_paused_reading_total",
-                                 1);
+  if (GetParam() == Http::CodecType::HTTP1) {
+    // In HTTP/2 the stream's window holds the client back, which nothing counts.
+    test_server_->waitForCounterGe("http.config_test.downstream_flow_control_paused_reading_total",
+                                   1);
+  }
   open(mine);
   waitForNextUpstreamRequest();
   EXPECT_EQ(1024 * 1024, upstream_request_->bodyLength());
