@@ -33,7 +33,7 @@ use crate::scenario::{Case, Expect, ExpectClient, RequestSpec, UpstreamSpec};
 /// Tells the requests of one cell from what an earlier one may have left behind.
 const CELL_HEADER: &str = "x-cell";
 
-/// How long one step may take before it counts as stuck.
+/// How long one step may take, with nothing moving, before it counts as stuck.
 const STUCK: Duration = Duration::from_secs(15);
 
 /// Awaits a part of an exchange, and says which one it was that never ended.
@@ -213,16 +213,10 @@ pub(crate) async fn play(
             not_stuck("the exchange", stage.play_simple()).await;
         } else {
             for (index, step) in steps.iter().enumerate() {
-                match tokio::time::timeout(STUCK, stage.step(step)).await {
-                    Ok(Ok(())) => (),
-                    Ok(Err(trouble)) => panic!("step {index}, {step:?}: {trouble}"),
-                    Err(_) => {
-                        let sent = stage.floods.each_ref().map(|flood| {
-                            flood.as_ref().map(|flood| flood.sent.load(Ordering::Relaxed))
-                        });
-                        panic!("step {index}, {step:?}: stuck for {STUCK:?}; floods sent {sent:?}")
-                    }
-                }
+                stage
+                    .step_to_its_end(step)
+                    .await
+                    .unwrap_or_else(|trouble| panic!("step {index}, {step:?}: {trouble}"));
             }
         }
         not_stuck("the end at the client", stage.check_client()).await;
@@ -317,6 +311,25 @@ impl<'a> Stage<'a> {
             floods: [None, None],
             opened: 0,
             memory: 0,
+        }
+    }
+
+    /// Takes a step. It may take long, as long as a flood moves: then it is only a busy machine.
+    async fn step_to_its_end(&mut self, step: &Play) -> Result<(), String> {
+        let floods: Vec<_> = self.floods.iter().flatten().map(|flood| flood.sent.clone()).collect();
+        let sent =
+            || -> Vec<_> { floods.iter().map(|sent| sent.load(Ordering::Relaxed)).collect() };
+        let mut step = std::pin::pin!(self.step(step));
+        let mut before = sent();
+        loop {
+            if let Ok(done) = tokio::time::timeout(STUCK, &mut step).await {
+                return done;
+            }
+            let now = sent();
+            if now == before {
+                return Err(format!("stuck for {STUCK:?}; floods sent {now:?}"));
+            }
+            before = now;
         }
     }
 
