@@ -398,7 +398,7 @@ fn typed_at<T: DeserializeOwned>(prefix: &str, config: Value) -> Result<T, Confi
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&config, &mut track);
     let parsed = serde_ignored::deserialize(tracked, |path| {
-        unknown.get_or_insert_with(|| path.to_string());
+        unknown.get_or_insert_with(|| written(&path));
     });
     let path = track.path().to_string();
     match (parsed, unknown) {
@@ -412,6 +412,22 @@ fn typed_at<T: DeserializeOwned>(prefix: &str, config: Value) -> Result<T, Confi
             T::deserialize(Value::Null).map_err(|_| describe(prefix, path, &error))
         }
         (Err(error), _) => Err(describe(prefix, path, &error)),
+    }
+}
+
+/// A path as the errors of `serde_path_to_error` write it: `keys[0].name`.
+fn written(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", written(parent)),
+        Path::Map { parent, key } => match written(parent) {
+            parent if parent.is_empty() => key.clone(),
+            parent => format!("{parent}.{key}"),
+        },
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => written(parent),
     }
 }
 
@@ -432,6 +448,7 @@ mod tests {
     #[allow(dead_code)]
     struct Config {
         keys: Vec<Key>,
+        groups: Option<Vec<Vec<Key>>>,
     }
     #[derive(Debug, Deserialize)]
     #[allow(dead_code)]
@@ -455,7 +472,15 @@ mod tests {
         assert_eq!(error("{}"), "missing field `keys`");
         assert_eq!(
             error(r#"{"keys": [{"name": "a", "nmae": 1}]}"#),
-            "field `keys.0.nmae`: there is no such field; correct its name or remove it"
+            "field `keys[0].nmae`: there is no such field; correct its name or remove it"
+        );
+        assert_eq!(
+            error(r#"{"keys": [], "extra": [{"a": 1}]}"#).split(':').next(),
+            Some("field `extra`")
+        );
+        assert_eq!(
+            error(r#"{"keys": [], "groups": [[], [{"name": "a", "b": 1}]]}"#).split(':').next(),
+            Some("field `groups[1][0].b`")
         );
         assert!(error("{").contains("not JSON"));
         assert_eq!(
