@@ -1,14 +1,31 @@
 //! Which exchange this thread is working for: a log line can say so, and a metric's update need not
 //! leave the thread.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::exchange::Inner;
 use crate::metrics::MetricSink;
 
 thread_local!(static CURRENT: Cell<Option<Rc<Inner>>> = const { Cell::new(None) });
+
+thread_local!(static TASK_OF: RefCell<Option<Arc<str>>> = const { RefCell::new(None) });
+
+/// Runs a step of a background task of a filter's.
+pub(crate) fn in_task_of<R>(filter: &Arc<str>, f: impl FnOnce() -> R) -> R {
+    /// Puts back the one before, also when `f` panics.
+    struct Before(Option<Arc<str>>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            let before = self.0.take();
+            let _ = TASK_OF.try_with(|task| task.replace(before));
+        }
+    }
+    let _before = Before(TASK_OF.replace(Some(filter.clone())));
+    f()
+}
 
 /// Runs `f` with `exchange` as the current one. An exchange is that only within its own events.
 pub(crate) fn within<R>(exchange: &Rc<Inner>, f: impl FnOnce() -> R) -> R {
@@ -48,7 +65,7 @@ fn look<R>(f: impl FnOnce(&Rc<Inner>) -> R) -> Option<R> {
 }
 
 /// Writes the name of the filter and the stream that this thread is working for, as
-/// `[filter][stream] `; nothing if it is not working for any.
+/// `[filter][stream] `, or as `[filter] ` in a background task; nothing if it is not working for any.
 ///
 /// # Errors
 /// Only those of `out`.
@@ -58,7 +75,10 @@ pub fn write_current(out: &mut dyn Write) -> fmt::Result {
         exchange.read(|host| host.stream_id(out)).unwrap_or(Ok(()))?;
         out.write_char(' ')
     })
-    .unwrap_or(Ok(()))
+    .unwrap_or_else(|| {
+        let task = TASK_OF.try_with(|task| task.borrow().clone()).ok().flatten();
+        task.map_or(Ok(()), |filter| write!(out, "[{filter}] "))
+    })
 }
 
 /// Whether this thread is inside an event of an exchange whose filter's metrics go to `sink`.

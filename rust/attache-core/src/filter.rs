@@ -7,6 +7,7 @@ use std::task::Poll;
 use serde::de::DeserializeOwned;
 
 use crate::cluster::{SharedCalls, SharedCluster};
+use crate::current;
 use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
 use crate::per_worker::PerWorker;
@@ -320,12 +321,15 @@ impl Setup {
 
     /// Runs a task beside the filter until the config goes. If the config is refused after all, the
     /// task is cancelled at once. A panic ends the task; it is counted and logged. For a task that
-    /// is to go on after that, see [`spawn_supervised`](Setup::spawn_supervised).
+    /// is to go on after that, see [`spawn_supervised`](Setup::spawn_supervised). In Envoy's log, the
+    /// task's `tracing` events have the filter's name in front.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        let (name, panics) = (self.name.clone(), self.panics.clone());
+        let name: Arc<str> = self.name.as_str().into();
+        let panics = self.panics.clone();
         let mut task = Box::pin(task);
         self.tasks.push(Tied::spawn(poll_fn(move |cx| {
-            guarded(|| task.as_mut().poll(cx)).unwrap_or_else(|message| {
+            let step = || current::in_task_of(&name, || task.as_mut().poll(cx));
+            guarded(step).unwrap_or_else(|message| {
                 panics.inc();
                 tracing::error!("filter `{name}`: a background task panicked: {message}");
                 Poll::Ready(())
@@ -383,7 +387,11 @@ impl Setup {
             panics: self.panics.clone(),
             restarts,
         };
-        self.tasks.push(Tied::spawn(supervised.run(start)));
+        let name: Arc<str> = self.name.as_str().into();
+        let mut task = Box::pin(supervised.run(start));
+        self.tasks.push(Tied::spawn(poll_fn(move |cx| {
+            current::in_task_of(&name, || task.as_mut().poll(cx))
+        })));
         Ok(())
     }
 }

@@ -54,6 +54,9 @@ fn current() -> Handle {
 /// Awaiting the handle wakes the exchange when it is done. Dropping the handle cancels the task, as
 /// dropping any future does; [`detach`](JoinHandle::detach) lets it go on alone.
 ///
+/// The task's `tracing` events reach Envoy's log without the filter and the stream in front, which
+/// belong to the worker. Give the future a span (`tracing::Instrument`) to have its name there.
+///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// let sum = attache_core::spawn(async { 1 + 1 }).await.unwrap();

@@ -245,7 +245,12 @@ async fn events_from_other_threads_reach_envoys_log() {
         envoy.wait_for_log(&["[info][dynamic_modules]", "said in a task"]).await;
         envoy.wait_for_log(&["[warning][dynamic_modules]", "said on a thread"]).await;
         said(&envoy, "/background").await;
-        envoy.wait_for_log(&["[info][dynamic_modules]", "said in the background word=psst"]).await;
+        envoy
+            .wait_for_log(&[
+                "[info][dynamic_modules]",
+                "[speaker] said in the background word=psst",
+            ])
+            .await;
         envoy.finish().await;
     }
 }
