@@ -940,23 +940,41 @@ impl Inner {
     fn release(self: &Rc<Self>, direction: Direction, message: Message, bodyless: bool) {
         let Message { body, on_trailers, headers } = message;
         drop(headers);
+        let mut state = self.state.borrow_mut();
+        let side = state.side(direction);
+        // What had to be taken out of Envoy goes on through us; all else that nobody has touched does
+        // not concern us any more.
+        if !bodyless && body.is_live_of(self, direction) && side.flow.pending.is_empty() {
+            side.on_trailers = on_trailers;
+            side.flow.mode = Mode::Pass;
+            let taken = side.flow.taken;
+            drop(state);
+            drop(body);
+            if taken {
+                self.set_content_length(direction, None);
+            }
+            return;
+        }
+        drop(state);
+        self.release_changed(direction, body, on_trailers, bodyless);
+    }
+
+    fn release_changed(
+        self: &Rc<Self>,
+        direction: Direction,
+        body: Body,
+        on_trailers: Option<TrailersHook>,
+        bodyless: bool,
+    ) {
         let disposition = if self.state.borrow_mut().flow(direction).pending.is_empty() {
             body.disposition(self, direction)
         } else {
-            // Part of the input had to be taken out of Envoy: it goes on through us.
             Disposition::Stream(body.into_frames())
         };
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
         side.on_trailers = on_trailers;
         let length = match disposition {
-            Disposition::Untouched if !bodyless => {
-                side.flow.mode = Mode::Pass;
-                if !side.flow.taken {
-                    return;
-                }
-                None
-            }
             Disposition::Full(bytes) if !bodyless => {
                 let length = bytes.len();
                 side.flow.mode = Mode::Pump;

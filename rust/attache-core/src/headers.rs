@@ -278,8 +278,8 @@ impl Headers {
                 }
                 Ok(())
             }
-            Repr::Live { exchange, map } => lowered(name, |name| {
-                check_name(name, *map, append)?;
+            Repr::Live { exchange, map } => checked(name, |name, is_token| {
+                allow_name(name, is_token, *map, append)?;
                 check_value(name, value, *map)?;
                 if *map == Map::ResponseHeaders && name.starts_with(':') {
                     exchange.status_changed();
@@ -356,16 +356,60 @@ impl DerefMut for Trailers {
     }
 }
 
+/// RFC 9110 `tchar`.
+const TOKEN: u8 = 1;
+const UPPER_CASE: u8 = 2;
+/// May be in a field's value.
+const VALUE: u8 = 4;
+
+/// What each byte is: looked up, because every header that is read or set is checked by it.
+static KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        let byte = at as u8;
+        kinds[at] = match byte {
+            b'A'..=b'Z' => TOKEN | UPPER_CASE | VALUE,
+            b'a'..=b'z' | b'0'..=b'9' => TOKEN | VALUE,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_'
+            | b'`' | b'|' | b'~' => TOKEN | VALUE,
+            b'\t' => VALUE,
+            0x7f => 0,
+            _ if byte >= b' ' => VALUE,
+            _ => 0,
+        };
+        at += 1;
+    }
+    kinds
+};
+
+fn kind(byte: u8) -> u8 {
+    KINDS[usize::from(byte)]
+}
+
 /// Runs `f` with the name in lower case; allocates only if it is not yet.
 fn lowered<R>(name: &str, f: impl FnOnce(&str) -> R) -> R {
-    if name.bytes().any(|b| b.is_ascii_uppercase()) {
-        f(&name.to_ascii_lowercase())
-    } else {
-        f(name)
-    }
+    checked(name, |name, _| f(name))
+}
+
+/// As `lowered`, and says whether all of the name's bytes are of a token.
+fn checked<R>(name: &str, f: impl FnOnce(&str, bool) -> R) -> R {
+    let both = |(all, any), byte| (all & kind(byte), any | kind(byte));
+    let (all, any) = name.bytes().fold((TOKEN, 0), both);
+    let is_token = all != 0;
+    if any & UPPER_CASE == 0 { f(name, is_token) } else { f(&to_lower_case(name), is_token) }
+}
+
+#[cold]
+fn to_lower_case(name: &str) -> String {
+    name.to_ascii_lowercase()
 }
 
 pub(crate) fn check_name(name: &str, map: Map, append: bool) -> Result<(), HeaderError> {
+    checked(name, |name, is_token| allow_name(name, is_token, map, append))
+}
+
+fn allow_name(name: &str, is_token: bool, map: Map, append: bool) -> Result<(), HeaderError> {
     let valid = match name.strip_prefix(':') {
         // A pseudo header has one value and lives in one map.
         Some(pseudo) => {
@@ -378,18 +422,23 @@ pub(crate) fn check_name(name: &str, map: Map, append: bool) -> Result<(), Heade
                     Map::RequestTrailers | Map::ResponseTrailers => false,
                 }
         }
-        None => !name.is_empty() && name.bytes().all(is_token),
+        None => !name.is_empty() && is_token,
     };
-    if valid { Ok(()) } else { Err(HeaderError::InvalidName(name.to_owned())) }
+    if valid { Ok(()) } else { Err(invalid_name(name)) }
 }
 
-/// RFC 9110 `tchar`.
-fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+#[cold]
+fn invalid_name(name: &str) -> HeaderError {
+    HeaderError::InvalidName(name.to_owned())
+}
+
+#[cold]
+fn invalid_value(name: &str) -> HeaderError {
+    HeaderError::InvalidValue(name.to_owned())
 }
 
 pub(crate) fn check_value(name: &str, value: &[u8], map: Map) -> Result<(), HeaderError> {
-    let mut valid = value.iter().all(|&b| (b >= b' ' && b != 0x7f) || b == b'\t');
+    let mut valid = value.iter().fold(VALUE, |all, &byte| all & kind(byte)) != 0;
     if name.starts_with(':') {
         valid &= !value.is_empty() && !value.contains(&b' ');
         if map == Map::ResponseHeaders {
@@ -397,7 +446,7 @@ pub(crate) fn check_value(name: &str, value: &[u8], map: Map) -> Result<(), Head
             valid &= value.iter().all(u8::is_ascii_digit);
         }
     }
-    if valid { Ok(()) } else { Err(HeaderError::InvalidValue(name.to_owned())) }
+    if valid { Ok(()) } else { Err(invalid_value(name)) }
 }
 
 #[cfg(test)]
@@ -407,7 +456,9 @@ mod tests {
     #[test]
     fn names_and_values_are_checked_before_they_reach_envoy() {
         assert!(check_name("x-ok", Map::RequestHeaders, true).is_ok());
+        assert!(check_name("X-Ok", Map::RequestHeaders, false).is_ok());
         assert!(check_name("x bad", Map::RequestHeaders, false).is_err());
+        assert!(check_name("X Bad", Map::RequestHeaders, false).is_err());
         assert!(check_name("", Map::RequestHeaders, false).is_err());
         assert!(check_name(":path", Map::RequestHeaders, false).is_ok());
         assert!(check_name(":path", Map::RequestHeaders, true).is_err());
@@ -418,6 +469,17 @@ mod tests {
         assert!(check_value(":status", b"abc", Map::ResponseHeaders).is_err());
         assert!(check_value(":status", b"700", Map::ResponseHeaders).is_err());
         assert!(check_value(":status", b"101", Map::ResponseHeaders).is_err());
+    }
+
+    #[test]
+    fn each_byte_is_of_the_kinds_that_the_standard_says() {
+        for byte in 0..=u8::MAX {
+            let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(kind(byte) & TOKEN != 0, token, "{byte}");
+            let value = (byte >= b' ' && byte != 0x7f) || byte == b'\t';
+            assert_eq!(kind(byte) & VALUE != 0, value, "{byte}");
+            assert_eq!(kind(byte) & UPPER_CASE != 0, byte.is_ascii_uppercase(), "{byte}");
+        }
     }
 
     #[test]

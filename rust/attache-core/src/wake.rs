@@ -83,6 +83,11 @@ impl WakeState {
 
     /// Worker, after `enter`: takes a wake that has come since.
     pub(crate) fn take(&self) -> bool {
+        // A look costs less than an exchange; a wake that it misses is seen by `leave`.
+        self.state.load(Ordering::Relaxed) == NOTIFIED && self.exchange_notified()
+    }
+
+    fn exchange_notified(&self) -> bool {
         self.state.compare_exchange(NOTIFIED, ACTIVE, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
