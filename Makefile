@@ -11,7 +11,7 @@ BUILD_OPTS ?=
 IMAGE ?= attache-envoy
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench conformance build-envoy test-envoy image doc fmt clean envoy tools
+.PHONY: help run test test-bridge lint bench conformance build-envoy test-envoy image doc fmt clean envoy tools
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: tools envoy ## run every test; ends in a line of counts
 		'cargo test --workspace --no-fail-fast' \
 		'cargo test --release --workspace --tests --no-fail-fast' \
 		'env RUSTFLAGS=--cfg=loom cargo test --release -p attache-core --lib --target-dir target/loom'
+
+test-bridge: tools ## test the bridge between C++ and Rust under sanitizers; see test/bridge
+	@test/tally 'make -k -C test/bridge'
 
 lint: tools ## check formatting, clippy and docs, warnings denied
 	@test/need rustfmt cargo-clippy

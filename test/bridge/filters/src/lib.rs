@@ -3,11 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bridge;
+
 attache_cxx::filters! {
     api_key,
     attache_bench_filters,
     attache_conformance,
     attache_e2e_filters,
+    bridge,
     echo,
     hello,
     redact,

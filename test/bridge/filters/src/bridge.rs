@@ -1,0 +1,202 @@
+//! The filter that the test of the bridge steers, by the path of the request.
+
+use std::future::{pending, poll_fn};
+use std::sync::Mutex;
+use std::task::{Poll, Waker};
+
+use attache::prelude::*;
+use attache::{Counter, Gauge, Histogram};
+use serde::Deserialize;
+
+attache::filters! { "bridge" => Bridge }
+
+/// See the [module docs](self).
+pub(crate) struct Bridge {
+    /// Exchanges whose future is there.
+    live: Gauge,
+    /// Futures that were dropped.
+    dropped: Counter,
+    /// Counted on a thread that is not the worker.
+    elsewhere: Counter,
+    /// By label.
+    paths: Counter,
+    lengths: Histogram,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Route {
+    greeting: String,
+}
+
+/// Wakers that outlive what they wake.
+static WAKERS: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
+
+/// Counts when an exchange's future is dropped, finished or not.
+struct Life<'a>(&'a Bridge);
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        self.0.live.sub(1);
+        self.0.dropped.inc();
+    }
+}
+
+impl Filter for Bridge {
+    type Config = ();
+    type RouteConfig = Route;
+
+    fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Bridge {
+            live: setup.gauge("live")?,
+            dropped: setup.counter("dropped")?,
+            elsewhere: setup.counter("elsewhere")?,
+            paths: setup.counter_with("paths", &["path"])?,
+            lengths: setup.histogram("lengths")?,
+        })
+    }
+
+    async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
+        self.live.add(1);
+        let _life = Life(self);
+        let path = req.path();
+        self.paths.inc_with(&[&path]);
+        match path.as_str() {
+            "/pass" => (),
+            // Waits for another thread, before and after the upstream.
+            "/hop" => {
+                hop().await?;
+                let mut resp = next.run(req).await?;
+                hop().await?;
+                resp.headers_mut().set("x-hopped", "twice");
+                return Ok(resp);
+            }
+            "/wait" => pending().await,
+            // Leaves a waker behind, for other threads to use at any time.
+            "/leave-waker" => {
+                poll_fn(|cx| {
+                    WAKERS.lock().expect("nothing panics here").push(cx.waker().clone());
+                    Poll::Ready(())
+                })
+                .await;
+                pending().await
+            }
+            // Uses all that were left, on this worker and on another thread, and drops them there.
+            "/wake" => {
+                let wakers = std::mem::take(&mut *WAKERS.lock().expect("nothing panics here"));
+                wakers.iter().for_each(Waker::wake_by_ref);
+                let woken = attache::spawn_blocking(move || {
+                    for _ in 0..100 {
+                        wakers.iter().for_each(Waker::wake_by_ref);
+                    }
+                    wakers.len()
+                })
+                .await?;
+                return Ok(Response::text(StatusCode::OK, woken.to_string()));
+            }
+            // Is woken again and again while it goes on.
+            "/storm" => {
+                let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+                attache::spawn_blocking(move || (0..200).for_each(|_| waker.wake_by_ref()))
+                    .detach();
+                let resp = next.run(req).await?;
+                hop().await?;
+                return Ok(resp);
+            }
+            "/panic" => panic!("a panic before the first wait"),
+            "/panic-later" => {
+                hop().await?;
+                panic!("a panic after a wait");
+            }
+            "/panic-response" => {
+                let _resp = next.run(req).await?;
+                panic!("a panic with the response in hand");
+            }
+            "/error" => return Err(Error::status(StatusCode::IM_A_TEAPOT, "on purpose")),
+            "/reply" => return Ok(Response::text(StatusCode::OK, "at once")),
+            "/reply-later" => {
+                hop().await?;
+                let reply = Response::text(StatusCode::OK, "later");
+                return Ok(reply.with_header("x-empty", ""));
+            }
+            // A body of 64 pieces of 1 KiB, each after a hop.
+            "/streamed-reply" => {
+                let pieces = futures_util::stream::unfold(0, |piece| async move {
+                    if piece == 64 {
+                        return None;
+                    }
+                    Some((hop().await.map(|()| Bytes::from(vec![b'r'; 1024])), piece + 1))
+                });
+                return Ok(Response::new(StatusCode::OK).with_body(Body::from_stream(pieces)));
+            }
+            // Takes the body piece by piece, with a hop between.
+            "/upload" => {
+                let mut length = 0;
+                while let Some(piece) = req.body_mut().chunk().await? {
+                    length += piece.len();
+                    hop().await?;
+                }
+                self.lengths.record(length as u64);
+                return Ok(Response::text(StatusCode::OK, length.to_string()));
+            }
+            // Changes both bodies as they go by.
+            "/pipe" => {
+                req.pipe_body(async |mut input, mut output| {
+                    while let Some(piece) = input.chunk().await? {
+                        hop().await?;
+                        output.send(piece.to_ascii_uppercase()).await?;
+                    }
+                    Ok(())
+                });
+                let mut resp = next.run(req).await?;
+                resp.map_body(|piece| piece.to_ascii_lowercase().into());
+                return Ok(resp);
+            }
+            "/buffer" => {
+                let length = req.body_mut().buffer(1 << 20).await?.len();
+                req.headers_mut().set("x-length", length.to_string());
+            }
+            // Trailers where there were none.
+            "/trailers" => {
+                let mut resp = next.run(req).await?;
+                resp.pipe_body(async |mut input, mut output| {
+                    let mut length = 0;
+                    while let Some(piece) = input.chunk().await? {
+                        length += piece.len();
+                        output.send(piece).await?;
+                    }
+                    let mut trailers = attache::http::HeaderMap::new();
+                    trailers.insert("x-length", length.into());
+                    output.send_trailers(trailers).await
+                });
+                return Ok(resp);
+            }
+            "/headers" => {
+                let headers = req.headers_mut();
+                let length: usize = headers.to_vec().iter().map(|(_, value)| value.len()).sum();
+                headers.set("x-count", headers.len().to_string());
+                headers.set("x-sum", length.to_string());
+                headers.append("x-twice", "1");
+                headers.append("x-twice", "2");
+                headers.set("x-empty", "");
+                headers.remove("x-unwanted");
+            }
+            "/route" => {
+                let route = req.route_config::<Bridge>().context("there is no route config")?;
+                return Ok(Response::text(StatusCode::OK, route.greeting.clone()));
+            }
+            "/count-elsewhere" => {
+                let counter = self.elsewhere.clone();
+                attache::spawn_blocking(move || (0..100).for_each(|_| counter.inc())).await?;
+            }
+            "/timer" => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+            other => return Err(Error::new(format!("nobody knows the path {other}"))),
+        }
+        next.run(req).await
+    }
+}
+
+/// To another thread and back.
+async fn hop() -> Result<()> {
+    attache::spawn(async {}).await
+}
