@@ -7,7 +7,7 @@
         filters = {"//my-filter": "my_filter"},
     )
 
-See test/workspace for the rest of such a workspace.
+The WORKSPACE of this repository shows what else such a workspace has to set up.
 """
 
 load("@bazel_skylib//rules:write_file.bzl", "write_file")
