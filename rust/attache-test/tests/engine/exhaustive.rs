@@ -56,6 +56,8 @@ fn programs() -> Vec<Program> {
         finish(Finish::NewHead),
         finish(Finish::Panic),
         Program { gives_up: Some(Own::Full), ..plain() },
+        Program { before: vec![Step::Wait(Wait::Sleep)], reply: Wait::Sleep, ..plain() },
+        Program { before: vec![Step::Wait(Wait::Sleep)], reply: Wait::Yield, ..plain() },
     ]
 }
 

@@ -78,7 +78,7 @@ fn program() -> impl Strategy<Value = Program> {
     let gives_up = prop_oneof![6 => Just(None), 1 => own().prop_map(Some)];
     let request = (before, early(), change(), any::<bool>(), gives_up);
     let response = (after, change(), any::<bool>(), finish());
-    (request, response).prop_map(|(req, resp)| Program {
+    (request, response, waits()).prop_map(|(req, resp, reply)| Program {
         before: req.0,
         early: req.1,
         request: req.2,
@@ -88,6 +88,7 @@ fn program() -> impl Strategy<Value = Program> {
         response: resp.1,
         response_trailers: resp.2,
         finish: resp.3,
+        reply,
     })
 }
 

@@ -98,6 +98,8 @@ pub(crate) struct Program {
     pub(crate) response: Change,
     pub(crate) response_trailers: bool,
     pub(crate) finish: Finish,
+    /// Holds a reply that was made elsewhere this long, and then lets it go on through itself.
+    pub(crate) reply: Wait,
 }
 
 impl Default for Program {
@@ -112,6 +114,7 @@ impl Default for Program {
             response: Change::Keep,
             response_trailers: false,
             finish: Finish::Return,
+            reply: Wait::No,
         }
     }
 }
@@ -448,6 +451,15 @@ impl Filter for Random {
         }
         record(|r| r.returned = true);
         Ok(resp)
+    }
+
+    async fn handle_reply(&self, mut reply: Response) -> Result<Response> {
+        let held = record(|r| r.program.reply);
+        if held != Wait::No {
+            wait(held).await?;
+            reply.map_body(|chunk| chunk);
+        }
+        Ok(reply)
     }
 
     fn on_complete(&self, _: &Completion) {
