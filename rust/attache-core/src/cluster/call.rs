@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_core::Stream;
-use http::Method;
 use http_body::Frame;
 
 use super::answer::{Answer, Progress};
 use super::error::{CalloutError, CalloutErrorKind};
-use super::request::{Caller, Callout, Head, Limits, sealed, trailer_fields};
+use super::head::cluster_head;
+use super::request::{Caller, Callout, Head, Limits, trailer_fields};
 use crate::body::{Body, FrameStream};
 use crate::error::{Error, Result};
 use crate::exchange::{Exchange, Inner, Waiter};
@@ -69,17 +68,7 @@ pub struct Cluster {
     limits: Limits,
 }
 
-impl fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Cluster({})", self.name)
-    }
-}
-
-impl sealed::Sealed for Cluster {
-    fn name(&self) -> &str {
-        &self.name
-    }
-}
+cluster_head!(Cluster);
 
 impl Caller for Cluster {
     type Body = Body;
@@ -88,38 +77,6 @@ impl Caller for Cluster {
 impl Cluster {
     pub(crate) fn new(exchange: Rc<Inner>, name: &str) -> Self {
         Cluster { exchange, name: name.into(), limits: Limits::DEFAULT }
-    }
-
-    /// The name of the cluster.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The same cluster, with another [timeout](Callout::timeout) for all calls from here on.
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.timeout = timeout;
-        self
-    }
-
-    /// The same cluster, with another [limit](Callout::limit) for all responses from here on.
-    pub fn with_limit(mut self, bytes: usize) -> Self {
-        self.limits.response = bytes;
-        self
-    }
-
-    /// A call with this method, to this path (query included).
-    pub fn call(&self, method: Method, path: impl Into<Cow<'static, str>>) -> Callout {
-        Callout::new(self.clone(), self.limits, method, path.into())
-    }
-
-    /// A GET request.
-    pub fn get(&self, path: impl Into<Cow<'static, str>>) -> Callout {
-        self.call(Method::GET, path)
-    }
-
-    /// A POST request.
-    pub fn post(&self, path: impl Into<Cow<'static, str>>) -> Callout {
-        self.call(Method::POST, path)
     }
 
     /// Sends a request as the [`http`] crate has it, and gives the response the same way, streamed

@@ -7,6 +7,7 @@
 //!
 //! | what | where |
 //! |---|---|
+//! | what both kinds of clusters have | `head.rs` |
 //! | the request, as it is built | `request.rs` |
 //! | calls of an exchange | `call.rs` |
 //! | calls from any thread | `shared.rs` |
@@ -15,6 +16,7 @@
 mod answer;
 mod call;
 mod error;
+mod head;
 mod request;
 mod shared;
 

@@ -1,18 +1,16 @@
 //! [`SharedCluster`]: calls from any thread, tied to a filter's config.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::Method;
 use tokio::sync::oneshot;
 
 use super::answer::{Answer, Progress};
 use super::call::refused;
 use super::error::{CalloutError, CalloutErrorKind};
-use super::request::{Caller, Callout, Head, Limits, sealed};
+use super::head::cluster_head;
+use super::request::{Caller, Callout, Head, Limits};
 use crate::host::{CallFailure, CallRefused, CallStart};
 
 /// A cluster of Envoy's, to call from any thread: [`Setup::cluster`](crate::Setup::cluster).
@@ -48,17 +46,7 @@ pub struct SharedCluster {
     limits: Limits,
 }
 
-impl fmt::Debug for SharedCluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SharedCluster({})", self.name)
-    }
-}
-
-impl sealed::Sealed for SharedCluster {
-    fn name(&self) -> &str {
-        &self.name
-    }
-}
+cluster_head!(SharedCluster);
 
 impl Caller for SharedCluster {
     type Body = Bytes;
@@ -67,38 +55,6 @@ impl Caller for SharedCluster {
 impl SharedCluster {
     pub(crate) fn new(calls: Option<Arc<dyn SharedCalls>>, name: &str) -> Self {
         SharedCluster { calls, name: name.into(), limits: Limits::DEFAULT }
-    }
-
-    /// The name of the cluster.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The same cluster, with another [timeout](Callout::timeout) for all calls from here on.
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.timeout = timeout;
-        self
-    }
-
-    /// The same cluster, with another [limit](Callout::limit) for all responses from here on.
-    pub fn with_limit(mut self, bytes: usize) -> Self {
-        self.limits.response = bytes;
-        self
-    }
-
-    /// A call with this method, to this path (query included).
-    pub fn call(&self, method: Method, path: impl Into<Cow<'static, str>>) -> Callout<Self> {
-        Callout::new(self.clone(), self.limits, method, path.into())
-    }
-
-    /// A GET request.
-    pub fn get(&self, path: impl Into<Cow<'static, str>>) -> Callout<Self> {
-        self.call(Method::GET, path)
-    }
-
-    /// A POST request.
-    pub fn post(&self, path: impl Into<Cow<'static, str>>) -> Callout<Self> {
-        self.call(Method::POST, path)
     }
 
     /// Sends a request as the [`http`] crate has it, and gives the whole response the same way. What
