@@ -231,15 +231,7 @@ fn empty_values_are_kept() {
 /// Only the sender hears of it: the filter itself makes the room.
 #[test]
 fn a_full_private_buffer_pauses_the_client_until_half_of_it_is_free() {
-    let stream = stream("/", Options { buffer_limit: 10, ..options() });
-    stream.model.client_data("0123456789", false);
-    assert!(!stream.model.paused(Req));
-    stream.model.client_data("a", false);
-    assert!(stream.model.paused(Req));
-    stream.host.drain(Req, Area::Buffer, 5);
-    assert!(stream.model.paused(Req));
-    stream.host.drain(Req, Area::Buffer, 1);
-    assert!(!stream.model.paused(Req));
+    pauses_until_half_is_free(options());
 }
 
 #[test]
