@@ -17,7 +17,7 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10000)
-	@test -f contrib/filters/$(FILTER)/Cargo.toml || \
+	@test -f contrib/filters/$(FILTER)/envoy.yaml || \
 		{ echo "there is no filter contrib/filters/$(FILTER)" >&2; exit 1; }
 	@exec cargo run -p attache-e2e --bin attache-run -- $(FILTER) $(PORT) $(ADMIN_PORT)
 

@@ -60,6 +60,21 @@ fn a_missing_tool_is_named() {
     assert!(text(&output.stderr).starts_with("no-such-tool is missing: "));
 }
 
+#[test]
+fn only_what_is_a_filter_is_run() {
+    // `all` is a crate beside the filters.
+    for name in ["all", "no-such-filter"] {
+        let output = Command::new("make")
+            .args(["run", &format!("FILTER={name}")])
+            .current_dir(workspace_root())
+            .output()
+            .expect("make runs");
+        assert!(!output.status.success());
+        let errors = text(&output.stderr);
+        assert!(errors.contains(&format!("there is no filter contrib/filters/{name}")), "{errors}");
+    }
+}
+
 /// A copy of the fetching script in a checkout of its own, on a machine whose commands are chosen.
 struct Fetch {
     root: TempDir,
