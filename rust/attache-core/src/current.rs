@@ -1,30 +1,57 @@
 //! Which exchange this thread is working for: a log line can say so, and a metric's update need not
 //! leave the thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt::{self, Write};
+use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::exchange::Inner;
 use crate::metrics::MetricSink;
 
 thread_local!(static CURRENT: Cell<Option<Rc<Inner>>> = const { Cell::new(None) });
 
-thread_local!(static TASK_OF: RefCell<Option<Arc<str>>> = const { RefCell::new(None) });
+tokio::task_local! {
+    /// For whom a task works that runs beside the exchanges.
+    static TASK: Option<Scope>;
+}
 
-/// Runs a step of a background task of a filter's.
-pub(crate) fn in_task_of<R>(filter: &Arc<str>, f: impl FnOnce() -> R) -> R {
-    /// Puts back the one before, also when `f` panics.
-    struct Before(Option<Arc<str>>);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            let before = self.0.take();
-            let _ = TASK_OF.try_with(|task| task.replace(before));
-        }
+/// For whom a step is done that is no event of an exchange: its lines in the log begin with that.
+#[derive(Clone)]
+pub(crate) struct Scope {
+    filter: &'static str,
+    /// Empty for what belongs to no stream.
+    stream: String,
+}
+
+impl Scope {
+    /// For a filter, and no stream of it.
+    pub(crate) fn of(filter: &'static str) -> Self {
+        Scope { filter, stream: String::new() }
     }
-    let _before = Before(TASK_OF.replace(Some(filter.clone())));
-    f()
+
+    /// That of whoever asks, as it is now: other threads cannot ask the stream itself.
+    pub(crate) fn here() -> Option<Self> {
+        look(|exchange| {
+            let mut stream = String::with_capacity(STREAM_ID);
+            exchange.read(|host| host.stream_id(&mut stream));
+            Scope { filter: exchange.filter().meta().name, stream }
+        })
+        .or_else(|| TASK.try_with(Clone::clone).ok().flatten())
+    }
+}
+
+/// How long the id of a stream usually is: `[C12345][a UUID]`, with room to spare.
+const STREAM_ID: usize = 64;
+
+/// A task of a scope's.
+pub(crate) fn task_of<F: Future>(scope: Option<Scope>, task: F) -> impl Future<Output = F::Output> {
+    TASK.scope(scope, task)
+}
+
+/// Runs `f` as a task of a scope's.
+pub(crate) fn step_of<R>(scope: Option<Scope>, f: impl FnOnce() -> R) -> R {
+    TASK.sync_scope(scope, f)
 }
 
 /// Runs `f` with `exchange` as the current one. An exchange is that only within its own events.
@@ -75,10 +102,14 @@ pub fn write_current(out: &mut dyn Write) -> fmt::Result {
         exchange.read(|host| host.stream_id(out)).unwrap_or(Ok(()))?;
         out.write_char(' ')
     })
-    .unwrap_or_else(|| {
-        let task = TASK_OF.try_with(|task| task.borrow().clone()).ok().flatten();
-        task.map_or(Ok(()), |filter| write!(out, "[{filter}] "))
+    .or_else(|| {
+        TASK.try_with(|scope| {
+            let Scope { filter, stream } = scope.as_ref()?;
+            Some(write!(out, "[{filter}]{stream} "))
+        })
+        .ok()?
     })
+    .unwrap_or(Ok(()))
 }
 
 /// Whether this thread is inside an event of an exchange whose filter's metrics go to `sink`.

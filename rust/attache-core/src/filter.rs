@@ -7,7 +7,6 @@ use std::task::Poll;
 use serde::de::DeserializeOwned;
 
 use crate::cluster::{SharedCalls, SharedCluster};
-use crate::current;
 use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
 use crate::per_worker::PerWorker;
@@ -193,7 +192,7 @@ pub trait ConfigHost {
 
 /// What a filter is made with: its name, its metrics, its background tasks.
 pub struct Setup {
-    pub(crate) name: String,
+    pub(crate) name: &'static str,
     pub(crate) host: Box<dyn ConfigHost>,
     pub(crate) panics: Counter,
     restarts: Option<Counter>,
@@ -213,14 +212,17 @@ fn define(
 impl Setup {
     /// The name under which the filter was configured.
     pub fn filter_name(&self) -> &str {
-        &self.name
+        self.name
     }
 
-    pub(crate) fn new(name: &str, mut host: Box<dyn ConfigHost>) -> Result<Self, ConfigError> {
+    pub(crate) fn new(
+        name: &'static str,
+        mut host: Box<dyn ConfigHost>,
+    ) -> Result<Self, ConfigError> {
         let panics = format!("attache.{name}.panics");
         let panics =
             Counter::new(host.sink(), define(&mut *host, MetricKind::Counter, &panics, &[])?, 0);
-        Ok(Setup { name: name.to_owned(), host, panics, restarts: None, tasks: Vec::new() })
+        Ok(Setup { name, host, panics, restarts: None, tasks: Vec::new() })
     }
 
     pub(crate) fn define(
@@ -305,7 +307,7 @@ impl Setup {
     /// # Errors
     /// There is no such secret, or none that could be used; this becomes a [`ConfigError`] with `?`.
     pub fn secret(&mut self, source: &SecretSource) -> Result<Secret, SecretError> {
-        let (secret, watching) = secret::open(&self.name, source)?;
+        let (secret, watching) = secret::open(self.name, source)?;
         self.tasks.extend(watching);
         Ok(secret)
     }
@@ -324,17 +326,16 @@ impl Setup {
     /// is to go on after that, see [`spawn_supervised`](Setup::spawn_supervised). In Envoy's log, the
     /// task's `tracing` events have the filter's name in front.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        let name: Arc<str> = self.name.as_str().into();
         let panics = self.panics.clone();
         let mut task = Box::pin(task);
-        self.tasks.push(Tied::spawn(poll_fn(move |cx| {
-            let step = || current::in_task_of(&name, || task.as_mut().poll(cx));
-            guarded(step).unwrap_or_else(|message| {
+        let guarded = poll_fn(move |cx| {
+            guarded(|| task.as_mut().poll(cx)).unwrap_or_else(|message| {
                 panics.inc();
-                tracing::error!("filter `{name}`: a background task panicked: {message}");
+                tracing::error!("a background task panicked: {message}");
                 Poll::Ready(())
             })
-        })));
+        });
+        self.tasks.push(Tied::spawn_for(self.name, guarded));
     }
 
     /// Runs a task beside the filter until it returns `Ok` or the config goes, and starts it again
@@ -381,17 +382,9 @@ impl Setup {
             None => self.counter(&format!("attache.{}.task_restarts", self.name))?,
         };
         self.restarts = Some(restarts.clone());
-        let supervised = Supervised {
-            filter: self.name.clone(),
-            task: name.to_owned(),
-            panics: self.panics.clone(),
-            restarts,
-        };
-        let name: Arc<str> = self.name.as_str().into();
-        let mut task = Box::pin(supervised.run(start));
-        self.tasks.push(Tied::spawn(poll_fn(move |cx| {
-            current::in_task_of(&name, || task.as_mut().poll(cx))
-        })));
+        let supervised =
+            Supervised { task: name.to_owned(), panics: self.panics.clone(), restarts };
+        self.tasks.push(Tied::spawn_for(self.name, supervised.run(start)));
         Ok(())
     }
 }

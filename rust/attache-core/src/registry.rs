@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::clock::PollClock;
+use crate::current::{Scope, step_of};
 use crate::error::{ConfigError, Result};
 use crate::exchange::Inner;
 use crate::filter::{Completion, ConfigHost, Filter, Setup};
@@ -27,7 +28,7 @@ pub struct Registry {
     entries: Vec<Entry>,
 }
 
-type Load = fn(&str, Value, Options, Box<dyn ConfigHost>) -> Result<Loaded, ConfigError>;
+type Load = fn(&'static str, Value, Options, Box<dyn ConfigHost>) -> Result<Loaded, ConfigError>;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -113,7 +114,7 @@ pub struct Loaded(pub(crate) Arc<dyn ErasedFilter>);
 impl Loaded {
     /// The name under which the filter was configured.
     pub fn name(&self) -> &str {
-        &self.0.meta().name
+        self.0.meta().name
     }
 
     /// Gives out, as changes of metrics without labels, what the runtime has counted and not yet told
@@ -144,7 +145,7 @@ pub(crate) trait ErasedFilter: Send + Sync {
 
 /// What the engine keeps beside the filter itself.
 pub(crate) struct Meta {
-    pub(crate) name: String,
+    pub(crate) name: &'static str,
     pub(crate) options: Options,
     pub(crate) clock: PollClock,
     pub(crate) errors: Counter,
@@ -171,7 +172,7 @@ impl<F> Drop for Typed<F> {
     fn drop(&mut self) {
         let filter = self.filter.take();
         if let Err(message) = guarded(|| drop(filter)) {
-            let name = &self.meta.name;
+            let name = self.meta.name;
             tracing::error!("filter `{name}`: panicked while it was dropped: {message}");
         }
     }
@@ -292,7 +293,7 @@ impl Registry {
         let load = || {
             let entry = self.find(name)?;
             let (config, options) = parse(config, defaults)?;
-            (entry.load)(name, config, options, host)
+            (entry.load)(entry.name, config, options, host)
         };
         match guarded(load) {
             Ok(Ok(loaded)) => Ok(loaded),
@@ -325,7 +326,7 @@ impl Registry {
 }
 
 fn load<F: Filter>(
-    name: &str,
+    name: &'static str,
     config: Value,
     options: Options,
     host: Box<dyn ConfigHost>,
@@ -340,13 +341,13 @@ fn load<F: Filter>(
         false => None,
     };
     let stats = Arc::new(Stats::new(&mut setup)?);
-    let filter = F::new(config, &mut setup)?;
+    let filter = step_of(Some(Scope::of(name)), || F::new(config, &mut setup))?;
     if setup.host.wants_stats() {
         let interval = Duration::from_secs_f64(options.stats.interval_ms / 1e3);
         setup.tasks.push(stats.keep_flushing(interval));
     }
     let meta = Meta {
-        name: name.to_owned(),
+        name,
         options,
         clock: PollClock::new(options.slow_poll(), poll_time.is_some()),
         errors,

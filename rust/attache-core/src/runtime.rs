@@ -9,7 +9,9 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use crate::error::{Error, Result, panic_message};
+use crate::current::{self, Scope, step_of, task_of};
+use crate::error::{Error, ErrorKind, Result, panic_message};
+use crate::metrics::Counter;
 
 /// How many threads the runtime has, unless `ATTACHE_RUNTIME_THREADS` says otherwise.
 const DEFAULT_THREADS: usize = 2;
@@ -45,7 +47,8 @@ pub(crate) fn enter() {
     }
 }
 
-fn current() -> Handle {
+/// That of this thread, or ours.
+fn handle() -> Handle {
     Handle::try_current().unwrap_or_else(|_| runtime().clone())
 }
 
@@ -54,8 +57,8 @@ fn current() -> Handle {
 /// Awaiting the handle wakes the exchange when it is done. Dropping the handle cancels the task, as
 /// dropping any future does; [`detach`](JoinHandle::detach) lets it go on alone.
 ///
-/// The task's `tracing` events reach Envoy's log without the filter and the stream in front, which
-/// belong to the worker. Give the future a span (`tracing::Instrument`) to have its name there.
+/// In Envoy's log, the task's `tracing` events have the filter and the stream in front, as the
+/// exchange's own have; also when it goes on after the exchange has ended.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -68,18 +71,21 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    JoinHandle { task: current().spawn(future), abort_on_drop: true }
+    let task = task_of(Scope::here(), future);
+    JoinHandle { task: handle().spawn(task), abort_on_drop: true }
 }
 
 /// Runs a closure that blocks on a thread where that harms nobody.
 ///
-/// Dropping the handle gives up waiting; a closure that has started runs to its end.
+/// Dropping the handle gives up waiting; a closure that has started runs to its end. Its `tracing`
+/// events have the filter and the stream in front, as those of [`spawn`] have.
 pub fn spawn_blocking<F, R>(f: F) -> JoinHandle<R>
 where
     F: FnOnce() -> R + Send + 'static,
     R: Send + 'static,
 {
-    JoinHandle { task: current().spawn_blocking(f), abort_on_drop: true }
+    let scope = Scope::here();
+    JoinHandle { task: handle().spawn_blocking(|| step_of(scope, f)), abort_on_drop: true }
 }
 
 /// The result of a spawned task, to await.
@@ -92,10 +98,23 @@ pub struct JoinHandle<T> {
     abort_on_drop: bool,
 }
 
-impl<T> JoinHandle<T> {
-    /// Lets the task go on without anybody waiting.
+impl<T: Send + 'static> JoinHandle<T> {
+    /// Lets the task go on without anybody waiting, also after the exchange has ended.
+    ///
+    /// A panic in it is logged. It is counted as the filter's (`attache.<filter>.panics`) where this
+    /// is called in an exchange, and not in a task.
     pub fn detach(mut self) {
         self.abort_on_drop = false;
+        let panics = current::with(|exchange| Some(exchange.filter().meta().panics.clone()));
+        let watch = async move {
+            if let Err(error) = self.await
+                && error.kind() == ErrorKind::Panicked
+            {
+                panics.inspect(Counter::inc);
+                tracing::error!("{error}");
+            }
+        };
+        handle().spawn(task_of(Scope::here(), watch));
     }
 }
 
@@ -150,7 +169,15 @@ pub(crate) struct Tied(tokio::task::JoinHandle<()>);
 
 impl Tied {
     pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
-        Tied(current().spawn(future))
+        Tied(handle().spawn(future))
+    }
+
+    /// A task of a filter's, as its lines in the log say.
+    pub(crate) fn spawn_for(
+        filter: &'static str,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Tied::spawn(task_of(Some(Scope::of(filter)), future))
     }
 }
 

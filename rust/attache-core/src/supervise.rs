@@ -17,7 +17,6 @@ const LAST_DELAY: Duration = Duration::from_secs(30);
 
 /// What a supervised task is known and counted by.
 pub(crate) struct Supervised {
-    pub(crate) filter: String,
     pub(crate) task: String,
     pub(crate) panics: Counter,
     pub(crate) restarts: Counter,
@@ -30,7 +29,7 @@ impl Supervised {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<()>>,
     {
-        let Supervised { filter, task, panics, restarts } = self;
+        let Supervised { task, panics, restarts } = self;
         let mut delay = FIRST_DELAY;
         loop {
             let started = Instant::now();
@@ -57,9 +56,7 @@ impl Supervised {
                 delay = FIRST_DELAY;
             }
             restarts.inc();
-            tracing::error!(
-                "filter `{filter}`: background task `{task}` {why}; it is started again in {delay:?}"
-            );
+            tracing::error!("background task `{task}` {why}; it is started again in {delay:?}");
             sleep(delay).await;
             delay = (delay * 2).min(LAST_DELAY);
         }

@@ -180,7 +180,7 @@ async fn events_reach_envoys_log_at_their_level_with_filter_and_stream() {
     let modules = modules();
     for version in Version::all() {
         let envoy = speaker(&version, &modules, "trace").await;
-        envoy.wait_for_log(&["[info][dynamic_modules]", "said in new"]).await;
+        envoy.wait_for_log(&["[info][dynamic_modules]", "[speaker] said in new"]).await;
         let (id, lines) = said(&envoy, "/levels").await;
         for (level, tag) in LEVELS {
             let text = format!("said at {level}");
@@ -241,9 +241,21 @@ async fn events_from_other_threads_reach_envoys_log() {
     let modules = modules();
     for version in Version::all() {
         let envoy = speaker(&version, &modules, "info").await;
-        said(&envoy, "/spawned").await;
-        envoy.wait_for_log(&["[info][dynamic_modules]", "said in a task"]).await;
-        envoy.wait_for_log(&["[warning][dynamic_modules]", "said on a thread"]).await;
+        // With the filter and the stream in front, as the exchange's own have.
+        let (id, lines) = said(&envoy, "/spawned").await;
+        for (tag, text) in [
+            ("[info]", "said in a task"),
+            ("[info]", "said in a task's task"),
+            ("[warning]", "said on a thread"),
+        ] {
+            let line = lines.iter().find(|line| line.ends_with(text));
+            let line = line.unwrap_or_else(|| panic!("no {text:?} in {lines:?}"));
+            assert!(line.contains(&format!("{tag}[dynamic_modules]")), "{line}");
+            assert!(line.contains("[speaker][C"), "{line}");
+            assert!(line.ends_with(&format!("][{id}] {text}")), "{line}");
+        }
+        let (id, _) = said(&envoy, "/detached").await;
+        envoy.wait_for_log(&["[speaker][C", &format!("][{id}] said after the end")]).await;
         said(&envoy, "/background").await;
         envoy
             .wait_for_log(&[
@@ -567,6 +579,13 @@ async fn a_panic_costs_one_exchange() {
             assert_eq!(get(&envoy, "/").await.text(), "ok", "after {path}");
         }
 
+        // Not the exchange's concern, but the operator's.
+        assert_eq!(get(&envoy, "/detached").await.text(), "unharmed");
+        let said = "a spawned task panicked: a panic that nobody waits for";
+        envoy.wait_for_log(&["[error][dynamic_modules]", "[fault][C", said]).await;
+        panics += 1;
+        envoy.wait_for_stat(&stat_of("fault", "panics"), panics).await;
+
         // The reply is whole: what goes wrong after it is not the client's concern.
         for method in [Method::GET, Method::HEAD] {
             let body = if method == Method::GET { "x" } else { "" };
@@ -628,7 +647,7 @@ async fn a_panic_in_a_background_task_is_counted_and_logged() {
     for version in Version::all() {
         let config = serving([fault("background")]);
         let envoy = version.launch().modules(&modules).start(&config).await;
-        let said = "filter `fault`: a background task panicked: a panic in the background";
+        let said = "[fault] a background task panicked: a panic in the background";
         envoy.wait_for_log(&["[error][dynamic_modules]", said]).await;
         envoy.wait_for_stat(&stat_of("fault", "panics"), 1).await;
         assert_eq!(get(&envoy, "/").await.text(), "ok");

@@ -137,7 +137,7 @@ async fn a_background_task_that_panics_is_started_again_and_counted() {
         envoy.wait_for_stat("dynamicmodulescustom.observed_recovered", 1).await;
         envoy.wait_for_stat(&stat("task_restarts"), 2).await;
         envoy.wait_for_stat(&stat("panics"), 2).await;
-        let what = "filter `observed`: background task `unsteady` panicked: on purpose";
+        let what = "[observed] background task `unsteady` panicked: on purpose";
         envoy.wait_for_log(&["[error]", what, "it is started again in 100ms"]).await;
         envoy.wait_for_log(&["[error]", what, "it is started again in 200ms"]).await;
         assert_eq!(get(&envoy, "/reply").await.text(), "mine");

@@ -125,6 +125,9 @@ impl Filter for Fault {
             "/task-payload" => {
                 attache::spawn(async { std::panic::panic_any(Bomb("a task's payload")) }).await?;
             }
+            "/detached" => {
+                attache::spawn(async { panic!("a panic that nobody waits for") }).detach();
+            }
             "/display" => return Err(Unspeakable.into()),
             "/cause" => return Err(Caused(Some(Unspeakable.into())).into()),
             "/error" => return Err(Explosive(Bomb("an error")).into()),

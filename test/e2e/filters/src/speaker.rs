@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use attache::prelude::*;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 /// What it says is named by the path.
 pub(crate) struct Speaker {
     background: mpsc::UnboundedSender<String>,
+    ended: broadcast::Sender<()>,
 }
 
 impl Filter for Speaker {
@@ -22,7 +23,7 @@ impl Filter for Speaker {
                 tracing::info!(%word, "said in the background");
             }
         });
-        Ok(Speaker { background })
+        Ok(Speaker { background, ended: broadcast::Sender::new(1) })
     }
 
     async fn handle(&self, req: Request, _: Next) -> Result<Response> {
@@ -33,8 +34,22 @@ impl Filter for Speaker {
                 tracing::info!("said after a wait");
             }
             "/spawned" => {
-                attache::spawn(async { tracing::info!("said in a task") }).await?;
+                attache::spawn(async {
+                    tracing::info!("said in a task");
+                    attache::spawn(async { tracing::info!("said in a task's task") }).await
+                })
+                .await??;
                 attache::spawn_blocking(|| tracing::warn!("said on a thread")).await?;
+            }
+            // Says it when the exchange has long ended.
+            "/detached" => {
+                let ended = self.ended.subscribe();
+                attache::spawn(async move {
+                    let mut ended = ended;
+                    let _ = ended.recv().await;
+                    tracing::info!("said after the end");
+                })
+                .detach();
             }
             "/background" => self.background.send("psst".into())?,
             "/text" => {
@@ -50,6 +65,8 @@ impl Filter for Speaker {
 
     fn on_complete(&self, _: &Completion) {
         tracing::info!("said in on_complete");
+        // Nobody may be waiting.
+        let _ = self.ended.send(());
     }
 }
 
