@@ -40,7 +40,7 @@ enum class Direction : std::uint8_t;
 enum class HeaderMapType : std::uint8_t;
 struct Bytes;
 struct HeaderView;
-struct RouteConfig;
+struct RouteLevels;
 struct StreamId;
 
 class StreamHost {
@@ -178,8 +178,9 @@ public:
   // A handle that wakes this stream. Called at most once.
   virtual std::unique_ptr<Notifier> makeNotifier() noexcept = 0;
 
-  // The most specific per-route config of this filter, or null. It stays during the event.
-  virtual const RouteConfig* routeConfig() const noexcept = 0;
+  // Adds the per-route configs of this filter: those of all levels, the most general first. They stay
+  // until the host is called again.
+  virtual void routeConfigs(RouteLevels& levels) const noexcept = 0;
 
   // What Envoy's log calls this stream.
   virtual void streamId(StreamId& id) const noexcept = 0;

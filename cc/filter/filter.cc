@@ -681,10 +681,14 @@ std::unique_ptr<bridge::Notifier> Filter::makeNotifier() noexcept {
   return std::make_unique<StreamNotifier>(weak_from_this(), config_->currentWorker());
 }
 
-const bridge::RouteConfig* Filter::routeConfig() const noexcept {
-  const auto* route =
-      Http::Utility::resolveMostSpecificPerFilterConfig<RouteConfig>(decoder_callbacks_);
-  return route == nullptr || route->disabled() ? nullptr : &route->config();
+void Filter::routeConfigs(bridge::RouteLevels& levels) const noexcept {
+  for (const RouteConfig& route :
+       Http::Utility::getAllPerFilterConfig<RouteConfig>(decoder_callbacks_)) {
+    // A more specific level has switched the filter on again.
+    if (!route.disabled()) {
+      levels.add(route.config());
+    }
+  }
 }
 
 void Filter::streamId(bridge::StreamId& id) const noexcept {

@@ -100,7 +100,7 @@ public:
   sendReplyTrailers(rust::Slice<const ::attache::bridge::HeaderView> trailers) noexcept override;
   void reset(rust::Str details) noexcept override;
   std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
-  const ::attache::bridge::RouteConfig* routeConfig() const noexcept override;
+  void routeConfigs(::attache::bridge::RouteLevels& levels) const noexcept override;
   void streamId(::attache::bridge::StreamId& id) const noexcept override;
 
 private:

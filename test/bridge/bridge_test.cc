@@ -176,12 +176,16 @@ TEST_F(BridgeTest, AMetricThatIsRefusedRefusesTheConfig) {
   Config::refuse.clear();
 }
 
-TEST_F(BridgeTest, TheRouteConfigReachesTheFilter) {
-  const rust::Box<bridge::RouteConfig> route =
+TEST_F(BridgeTest, TheRouteConfigsReachTheFilter) {
+  const rust::Box<bridge::RouteConfig> host =
       bridge::loadRouteConfig("bridge", slice(R"({"greeting": "hi"})"));
+  const rust::Box<bridge::RouteConfig> route =
+      bridge::loadRouteConfig("bridge", slice(R"({"greeting": "you"})"));
   Script greeted = script("/route");
-  greeted.route = &*route;
+  greeted.routes = {&*host};
   EXPECT_EQ(play(greeted).client.text(), "hi");
+  greeted.routes = {&*host, &*route};
+  EXPECT_EQ(play(greeted).client.text(), "hi, you");
   EXPECT_EQ(play(script("/route")).client.header(":status"), "500");
 }
 

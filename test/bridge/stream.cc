@@ -670,9 +670,11 @@ std::unique_ptr<bridge::Notifier> Stream::makeNotifier() noexcept {
   });
 }
 
-const bridge::RouteConfig* Stream::routeConfig() const noexcept {
+void Stream::routeConfigs(bridge::RouteLevels& levels) const noexcept {
   check(!destroyed_, "a call after destroy");
-  return script_.route;
+  for (const bridge::RouteConfig* config : script_.routes) {
+    levels.add(*config);
+  }
 }
 
 void Stream::streamId(bridge::StreamId& id) const noexcept {

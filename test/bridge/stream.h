@@ -53,7 +53,8 @@ struct Script {
   std::uint64_t limit{1024 * 1024};
   // The client's connection is full after so many bytes, and empty again a while later. 0: never.
   std::size_t client_window{};
-  const bridge::RouteConfig* route{};
+  // The most general first.
+  std::vector<const bridge::RouteConfig*> routes;
 };
 
 // What came of it.
@@ -121,7 +122,7 @@ public:
   void sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) noexcept override;
   void reset(rust::Str details) noexcept override;
   std::unique_ptr<bridge::Notifier> makeNotifier() noexcept override;
-  const bridge::RouteConfig* routeConfig() const noexcept override;
+  void routeConfigs(bridge::RouteLevels& levels) const noexcept override;
   void streamId(bridge::StreamId& id) const noexcept override;
 
 private:

@@ -195,6 +195,16 @@ public:
         config, context_.server_factory_context_, ProtobufMessage::getStrictValidationVisitor());
   }
 
+  // A filter's config for a route; `value` is YAML.
+  ::attache::v3alpha::FilterPerRoute routeOf(const std::string& name, const std::string& value) {
+    ::attache::v3alpha::FilterPerRoute route;
+    route.set_name(name);
+    Protobuf::Struct fields;
+    TestUtility::loadFromYaml(value, fields);
+    route.mutable_config()->PackFrom(fields);
+    return route;
+  }
+
   std::unique_ptr<Stream> stream() { return stream(factory_); }
   std::unique_ptr<Stream> stream(const Http::FilterFactoryCb& factory) {
     return std::make_unique<Stream>(factory,
@@ -672,30 +682,36 @@ TEST_F(FilterTest, ARouteTurnsTheFilterOff) {
 }
 
 TEST_F(FilterTest, ARouteHasItsOwnConfig) {
-  ::attache::v3alpha::FilterPerRoute route;
-  TestUtility::loadFromYaml(R"EOF(
-    name: mark
-    config:
-      "@type": type.googleapis.com/google.protobuf.Struct
-      value: {name: here}
-  )EOF",
-                            route);
-  const auto here = loadRoute(route).value();
+  const auto here = loadRoute(routeOf("mark", "{name: here}")).value();
   auto s = stream(load("mark", R"({"name": "m"})").value());
-  ON_CALL(s->decoder_, mostSpecificPerFilterConfig()).WillByDefault(Return(here.get()));
+  ON_CALL(s->decoder_, perFilterConfigs())
+      .WillByDefault(Return(Router::RouteSpecificFilterConfigs{here.get()}));
   s->request("", true);
   EXPECT_EQ("m:here", s->request_.get_("x-mark"));
 }
 
+TEST_F(FilterTest, TheConfigsOfAllLevelsAreMerged) {
+  ::attache::v3alpha::FilterPerRoute disabled;
+  disabled.set_disabled(true);
+  const auto table = loadRoute(routeOf("conformance", "{level: table}")).value();
+  const auto off = loadRoute(disabled).value();
+  const auto of_another = loadRoute(routeOf("mark", "{name: mark}")).value();
+  const auto route = loadRoute(routeOf("conformance", "{level: route}")).value();
+  for (int i = 0; i < 3; ++i) {
+    auto s = stream();
+    ON_CALL(s->decoder_, mostSpecificPerFilterConfig()).WillByDefault(Return(route.get()));
+    ON_CALL(s->decoder_, perFilterConfigs())
+        .WillByDefault(Return(Router::RouteSpecificFilterConfigs{table.get(), off.get(),
+                                                                 of_another.get(), route.get()}));
+    s->request(R"({"steps": [{"ask": ["route_config"]}, "run"]})", true);
+    s->response();
+    EXPECT_EQ("table route", s->response_.get_("x-saw"));
+  }
+  EXPECT_EQ(1, counter("conformance.merges"));
+}
+
 TEST_F(FilterTest, ARouteConfigIsRefusedWithTheFieldAndTheReason) {
-  ::attache::v3alpha::FilterPerRoute route;
-  TestUtility::loadFromYaml(R"EOF(
-    name: mark
-    config:
-      "@type": type.googleapis.com/google.protobuf.Struct
-      value: {name: 3}
-  )EOF",
-                            route);
+  ::attache::v3alpha::FilterPerRoute route = routeOf("mark", "{name: 3}");
   EXPECT_THAT(std::string(loadRoute(route).status().message()),
               HasSubstr("filter `mark`: per-route config refused: field `name`"));
   route.set_name("nobody");

@@ -347,6 +347,10 @@ impl Inner {
         &*self.filter
     }
 
+    pub(crate) fn filter_handle(&self) -> &Arc<dyn ErasedFilter> {
+        &self.filter
+    }
+
     /// The stream has ended, or is about to: nothing new may be started.
     pub(crate) fn is_over(&self) -> bool {
         !self.alive.get() || self.state.borrow().completed

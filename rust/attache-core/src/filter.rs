@@ -48,7 +48,7 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// The filter's config, parsed from the config's JSON when Envoy loads it. `()` for none.
     /// Unknown fields are refused.
     type Config: DeserializeOwned;
-    /// The per-route config. `()` for none.
+    /// The per-route config. `()` for none. See [`merge_route`](Filter::merge_route).
     type RouteConfig: DeserializeOwned + Send + Sync + 'static;
 
     /// Makes the filter. Runs on Envoy's main thread, inside the Tokio runtime, once per config; it
@@ -57,6 +57,61 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// # Errors
     /// Envoy refuses the config, logs the error and keeps what it had.
     fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
+
+    /// Makes one per-route config of those of several levels, for
+    /// [`Request::route_config`](crate::Request::route_config). By default (`None`), the most specific
+    /// holds, as it is.
+    ///
+    /// `levels` are those that have one, the most general first: route table, virtual host, route,
+    /// weighted cluster; never none. A host whose
+    /// [`Capabilities::route_levels`](crate::host::Capabilities::route_levels) is not set knows the
+    /// most specific only. The filter's own config, which is more general than all of them, is what
+    /// [`new`](Filter::new) has kept of it: that is merged in every host.
+    ///
+    /// ```
+    /// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+    /// use serde::Deserialize;
+    ///
+    /// #[derive(Clone, Deserialize)]
+    /// struct Limits {
+    ///     per_second: Option<u32>,
+    ///     message: Option<String>,
+    /// }
+    ///
+    /// struct Limiter {
+    ///     limits: Limits,
+    /// }
+    ///
+    /// impl Filter for Limiter {
+    ///     type Config = Limits;
+    ///     type RouteConfig = Limits;
+    ///     fn new(limits: Limits, _: &mut Setup) -> Result<Self, ConfigError> {
+    ///         Ok(Limiter { limits })
+    ///     }
+    ///     fn merge_route(&self, levels: &[&Limits]) -> Option<Limits> {
+    ///         Some(levels.iter().fold(self.limits.clone(), |general, level| Limits {
+    ///             per_second: level.per_second.or(general.per_second),
+    ///             message: level.message.clone().or(general.message),
+    ///         }))
+    ///     }
+    ///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///         let route = req.route_config::<Self>();
+    ///         let limits = route.as_deref().unwrap_or(&self.limits);
+    ///         let limit = limits.per_second.unwrap_or(100);
+    ///         let mut resp = next.run(req).await?;
+    ///         resp.headers_mut().set("x-limit", limit.to_string());
+    ///         Ok(resp)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// It runs when an exchange first asks on a route, once for each combination of levels: the result
+    /// is kept until the filter or one of the levels goes. (Once more on each worker that asks while
+    /// it runs elsewhere.) A panic is one of the exchange that asked, and nothing is kept.
+    fn merge_route(&self, levels: &[&Self::RouteConfig]) -> Option<Self::RouteConfig> {
+        let _ = levels;
+        None
+    }
 
     /// Handles one exchange.
     ///

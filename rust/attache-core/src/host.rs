@@ -14,13 +14,12 @@
 //! * Slices given to a callback are valid only inside it. An implementation must keep safe code
 //!   from changing a map or a buffer while such a callback runs (the engine never does).
 
-use std::any::Any;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::facts::{Facts, NoFacts, ResetReason};
+use crate::route::LoadedRoute;
 pub use crate::span::HostSpan;
 
 /// The direction in which a message travels.
@@ -121,16 +120,28 @@ pub struct Capabilities {
     /// Body bytes may be emitted at any time, in any number of pieces. Where not, each arriving
     /// frame allows one emission, and what is produced after the last one leaves together.
     pub emit_any_time: bool,
+    /// The per-route configs of all levels are known ([`Filter::merge_route`](crate::Filter::merge_route)):
+    /// the route table's, the virtual host's, the route's and the weighted cluster's. Where not, only
+    /// the most specific of them is.
+    pub route_levels: bool,
 }
 
 impl Capabilities {
     /// What every host can do.
-    pub const COMMON: Capabilities =
-        Capabilities { empty_header_values: false, new_trailers: false, emit_any_time: false };
+    pub const COMMON: Capabilities = Capabilities {
+        empty_header_values: false,
+        new_trailers: false,
+        emit_any_time: false,
+        route_levels: false,
+    };
 
     /// What a host that is compiled into Envoy can do.
-    pub const COMPILED_IN: Capabilities =
-        Capabilities { empty_header_values: true, new_trailers: true, emit_any_time: true };
+    pub const COMPILED_IN: Capabilities = Capabilities {
+        empty_header_values: true,
+        new_trailers: true,
+        emit_any_time: true,
+        route_levels: true,
+    };
 }
 
 /// A complete local reply.
@@ -384,9 +395,12 @@ pub trait Host: 'static {
     /// A handle that wakes this stream. Called at most once, when the exchange first waits for
     /// something outside Envoy.
     fn notifier(&self) -> Box<dyn Notify>;
-    /// The most specific per-route config of this filter, as
-    /// [`Registry::load_route`](crate::registry::Registry::load_route) made it.
-    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>>;
+    /// Shows the per-route configs of this filter, as
+    /// [`Registry::load_route`](crate::registry::Registry::load_route) made them: those of all levels,
+    /// the most specific last; or that one alone, where the host knows no more
+    /// ([`Capabilities::route_levels`]). Does not call `look` if there are none. `look` calls nothing
+    /// of the host's.
+    fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute]));
     /// Writes what identifies the stream in Envoy's log.
     fn stream_id(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result;
 }

@@ -39,6 +39,7 @@ mod metric_queue;
 mod metrics;
 mod per_worker;
 pub mod registry;
+mod route;
 mod runtime;
 mod secret;
 mod span;

@@ -1,6 +1,5 @@
 //! [`Request`], [`Response`] and [`Next`].
 
-use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use crate::exchange::Inner;
 use crate::filter::Filter;
 use crate::headers::Headers;
 use crate::host::{Capabilities, Direction, Map};
+use crate::route::route_config;
 use crate::span::Trace;
 use crate::stream::Stream;
 
@@ -205,14 +205,14 @@ impl Request {
             .map_err(|e| Error::from(e).with_status(StatusCode::BAD_REQUEST))
     }
 
-    /// The most specific per-route config for filter `F`, if the route has one.
+    /// The per-route config of this filter, `F`, if the route has one at any level: what
+    /// [`Filter::merge_route`] makes of all that there are; unless the filter says otherwise, the most
+    /// specific (weighted cluster, then route, then virtual host, then route table).
     ///
-    /// The most specific wins: weighted cluster, then route, then virtual host. `None` also when
-    /// that config belongs to a filter of another type.
+    /// `None` also if `F` is not this filter, or the config belongs to a filter of another type. Costs
+    /// nothing until it is called. See also [`Stream::route_config`].
     pub fn route_config<F: Filter>(&self) -> Option<Arc<F::RouteConfig>> {
-        let config: Arc<dyn Any + Send + Sync> =
-            self.headers().exchange()?.read(|host| host.route_config())??;
-        config.downcast().ok()
+        route_config::<F>(self.headers().exchange()?)
     }
 
     /// A cluster of Envoy's, by its name, to call from this exchange: also after

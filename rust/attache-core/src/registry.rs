@@ -18,6 +18,7 @@ use crate::error::{ConfigError, Result};
 use crate::exchange::Inner;
 use crate::filter::{Completion, ConfigHost, Filter, Setup};
 use crate::metrics::{Counter, Histogram, MetricId, MetricOp};
+pub use crate::route::LoadedRoute;
 use crate::runtime::{Tied, enter, guarded};
 use crate::stats::Stats;
 use crate::{Next, Request, Response};
@@ -35,7 +36,7 @@ struct Entry {
     name: &'static str,
     filter: TypeId,
     load: Load,
-    load_route: fn(Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError>,
+    load_route: fn(Value) -> Result<LoadedRoute, ConfigError>,
 }
 
 impl fmt::Debug for Entry {
@@ -178,6 +179,11 @@ impl<F> Drop for Typed<F> {
     }
 }
 
+/// The filter itself, if it is of this type.
+pub(crate) fn filter_of<F: Filter>(filter: &dyn ErasedFilter) -> Option<&F> {
+    filter.as_any().downcast_ref::<Typed<F>>().map(Typed::filter)
+}
+
 impl<F: Filter> ErasedFilter for Typed<F> {
     fn meta(&self) -> &Meta {
         &self.meta
@@ -191,16 +197,14 @@ impl<F: Filter> ErasedFilter for Typed<F> {
         // The exchange owns the filter, and the future owns the exchange until it is dropped: no
         // second reference count, which all workers would share.
         Box::pin(async move {
-            let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
-            let filter = filter.expect("an exchange keeps its filter").filter();
+            let filter = filter_of::<F>(exchange.filter()).expect("an exchange keeps its filter");
             filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
         })
     }
 
     fn start_reply(&self, exchange: Rc<Inner>) -> HandleFuture {
         Box::pin(async move {
-            let filter = exchange.filter().as_any().downcast_ref::<Typed<F>>();
-            let filter = filter.expect("an exchange keeps its filter").filter();
+            let filter = filter_of::<F>(exchange.filter()).expect("an exchange keeps its filter");
             filter.handle_reply(Response::upstream(exchange.clone())).await
         })
     }
@@ -306,11 +310,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`load`](Registry::load).
-    pub fn load_route(
-        &self,
-        name: &str,
-        config: &[u8],
-    ) -> Result<Arc<dyn Any + Send + Sync>, String> {
+    pub fn load_route(&self, name: &str, config: &[u8]) -> Result<LoadedRoute, String> {
         let load = || {
             let entry = self.find(name)?;
             (entry.load_route)(parse_json(config)?)
@@ -360,8 +360,8 @@ fn load<F: Filter>(
     Ok(Loaded(Arc::new(Typed { filter: Some(filter), meta })))
 }
 
-fn load_route<F: Filter>(config: Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError> {
-    Ok(Arc::new(typed::<F::RouteConfig>(config)?))
+fn load_route<F: Filter>(config: Value) -> Result<LoadedRoute, ConfigError> {
+    Ok(LoadedRoute::new(typed::<F::RouteConfig>(config)?))
 }
 
 fn parse_json(config: &[u8]) -> Result<Value, ConfigError> {

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{pending, poll_fn};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
@@ -15,11 +16,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exchange::Inner;
 use crate::extensions::Extensions;
 use crate::facts::{Control, Denied, Fact, FactValue, MetadataSource};
+use crate::filter::Filter;
 use crate::filter_state::FilterState;
 use crate::headers::Headers;
 use crate::host::{Host, Map};
 use crate::info::Info;
 use crate::metadata::Metadata;
+use crate::route::route_config;
 
 /// One exchange as Envoy sees it: a *stream*. Where [`Request`](crate::Request) and
 /// [`Response`](crate::Response) are the messages, this is what is around them.
@@ -203,6 +206,14 @@ impl Stream {
         Extensions(self)
     }
 
+    /// The per-route config of this filter, as [`Request::route_config`](crate::Request::route_config)
+    /// gives it, where there is no request: in [`handle_reply`](crate::Filter::handle_reply), in
+    /// [`on_complete`](crate::Filter::on_complete), or after the route was chosen again. `None` also
+    /// after the exchange has ended.
+    pub fn route_config<F: Filter>(&self) -> Option<Arc<F::RouteConfig>> {
+        route_config::<F>(self.0.as_ref()?)
+    }
+
     /// Forgets the route that Envoy has chosen: it is chosen again, by the headers as they are then,
     /// when somebody next asks for it, at the latest when the request reaches the router. Call it
     /// after changing the path, the authority or a header that routes match on; Envoy does not do it
@@ -218,7 +229,7 @@ impl Stream {
     }
 
     /// Forgets the route and chooses again at once, so that [`info`](Stream::info), route metadata
-    /// and [`route_config`](crate::Request::route_config) are those of the new one.
+    /// and [`route_config`](Stream::route_config) are those of the new one.
     ///
     /// # Errors
     /// As [`clear_route_cache`](Stream::clear_route_cache).

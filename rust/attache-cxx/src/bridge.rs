@@ -17,7 +17,7 @@
 //!   returns, `onDestroy` included.
 
 use crate::config::{
-    FilterConfig, RouteConfig, filter_names, init, load_config, load_route_config,
+    FilterConfig, RouteConfig, RouteLevels, filter_names, init, load_config, load_route_config,
 };
 use crate::stream::{Stream, new_stream};
 
@@ -305,8 +305,8 @@ pub(crate) mod ffi {
 
         #[cxx_name = "makeNotifier"]
         fn make_notifier(self: Pin<&mut StreamHost>) -> UniquePtr<Notifier>;
-        #[cxx_name = "routeConfig"]
-        fn route_config(self: &StreamHost) -> *const RouteConfig;
+        #[cxx_name = "routeConfigs"]
+        fn route_configs(self: &StreamHost, levels: &mut RouteLevels);
         #[cxx_name = "streamId"]
         fn stream_id(self: &StreamHost, id: &mut StreamId);
     }
@@ -349,6 +349,12 @@ pub(crate) mod ffi {
         /// Parses a per-route config; `config` as for `loadConfig`, and it throws like that.
         #[cxx_name = "loadRouteConfig"]
         fn load_route_config(name: &str, config: &[u8]) -> Result<Box<RouteConfig>>;
+
+        /// What `StreamHost::routeConfigs` fills.
+        type RouteLevels;
+
+        /// Adds a level's config; the most general first.
+        fn add(self: &mut RouteLevels, config: &RouteConfig);
 
         /// One stream of Envoy, as the runtime has it.
         type Stream;

@@ -1,11 +1,10 @@
 //! What is made once: the list of filters, filter configs with their metrics, per-route configs.
 
-use std::any::Any;
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
-use attache_core::registry::{Defaults, Loaded, Registry};
+use attache_core::registry::{Defaults, Loaded, LoadedRoute, Registry};
 use attache_core::{
     ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, guarded, is_serving,
 };
@@ -121,11 +120,22 @@ pub(crate) unsafe fn load_config(
 }
 
 /// A parsed per-route config, for C++ to keep.
-pub(crate) struct RouteConfig(Option<Arc<dyn Any + Send + Sync>>);
+pub(crate) struct RouteConfig(Option<LoadedRoute>);
 
-impl RouteConfig {
-    pub(crate) fn get(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.0.clone()
+/// Where C++ puts the per-route configs of a stream. Lives as long as that call.
+#[derive(Default)]
+pub(crate) struct RouteLevels(Vec<NonNull<RouteConfig>>);
+
+impl RouteLevels {
+    pub(crate) fn add(&mut self, config: &RouteConfig) {
+        self.0.push(config.into());
+    }
+
+    /// # Safety
+    /// What was added must still be there, and stay as long as the references.
+    pub(crate) unsafe fn get(&self) -> Vec<&LoadedRoute> {
+        // SAFETY: the caller's promise.
+        self.0.iter().filter_map(|config| unsafe { config.as_ref() }.0.as_ref()).collect()
     }
 }
 

@@ -1,10 +1,8 @@
 //! One stream of the compiled-in Envoy: what C++ calls, and the engine's [`Host`].
 
-use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use attache_core::Views;
 use attache_core::exchange::Exchange;
@@ -12,10 +10,11 @@ use attache_core::host::{
     self, CallFailure, CallRefused, CallStart, Capabilities, Host, LocalReply, Map, Notify,
 };
 use attache_core::log::write_stream_id;
+use attache_core::registry::LoadedRoute;
 use bytes::Bytes;
 
 use crate::bridge::ffi::{self, Area, DataVerdict, Direction, HeaderView, StreamHost, Verdict};
-use crate::config::{FilterConfig, Notifier, shielded};
+use crate::config::{FilterConfig, Notifier, RouteLevels, shielded};
 
 /// How many headers fit on the stack.
 const HEADERS: usize = 32;
@@ -401,9 +400,15 @@ impl Host for CxxHost {
         Box::new(Notifier(self.host_mut().make_notifier()))
     }
 
-    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        // SAFETY: null, or a config of ours that C++ keeps at least until the event has ended.
-        unsafe { self.host().route_config().as_ref() }?.get()
+    fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
+        let mut levels = RouteLevels::default();
+        self.host().route_configs(&mut levels);
+        // SAFETY: configs of ours, which C++ keeps for as long as the stream has its route: at least
+        // while `look` runs, which calls nothing of C++'s.
+        match &unsafe { levels.get() }[..] {
+            [] => (),
+            levels => look(levels),
+        }
     }
 
     fn stream_id(&self, out: &mut dyn fmt::Write) -> fmt::Result {

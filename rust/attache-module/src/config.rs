@@ -1,9 +1,8 @@
 //! Filter configs and their metrics in stock Envoy.
 
-use std::any::Any;
 use std::sync::Arc;
 
-use attache_core::registry::Loaded;
+use attache_core::registry::{Loaded, LoadedRoute};
 use attache_core::{
     ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls, is_serving,
 };
@@ -20,7 +19,7 @@ pub(crate) struct ModuleConfig {
 }
 
 /// What Envoy keeps for us per route.
-pub(crate) struct RouteConfig(pub(crate) Arc<dyn Any + Send + Sync>);
+pub(crate) struct RouteConfig(pub(crate) LoadedRoute);
 
 impl RouteConfig {
     pub(crate) fn into_raw(self) -> ModulePtr {

@@ -1,8 +1,6 @@
 //! One stream of stock Envoy, as the engine's [`Host`].
 
-use std::any::Any;
 use std::fmt::{self, Write};
-use std::sync::Arc;
 
 use attache_core::Views;
 use attache_core::facts::{Facts, ResetReason};
@@ -10,6 +8,7 @@ use attache_core::host::{
     Area, CallRefused, CallStart, Capabilities, Direction, Host, HostSpan, LocalReply, Map, Notify,
 };
 use attache_core::log::write_stream_id;
+use attache_core::registry::LoadedRoute;
 
 use crate::abi::{
     ATTRIBUTE_CONNECTION_ID, ATTRIBUTE_REQUEST_ID, Callbacks, EnvoyBuffer, EnvoyFilter,
@@ -338,12 +337,14 @@ impl Host for Stream {
         Box::new(StreamNotify { scheduler, api: self.api })
     }
 
-    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+    fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
         // SAFETY: the stream is valid (type invariant).
         let config = unsafe { (self.api.get_most_specific_route_config)(self.envoy) };
         // SAFETY: it is null or a pointer that `RouteConfig::into_raw` gave to Envoy. Envoy frees
-        // it with the route, which this stream holds while we look.
-        unsafe { RouteConfig::from_raw(config) }.map(|config| config.0.clone())
+        // it with the route, which this stream holds while `look` runs: that calls nothing of ours.
+        if let Some(config) = unsafe { RouteConfig::from_raw(config) } {
+            look(&[&config.0]);
+        }
     }
 
     fn stream_id(&self, out: &mut dyn Write) -> fmt::Result {

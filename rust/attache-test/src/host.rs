@@ -1,6 +1,5 @@
 //! [`TestHost`]: a loaded filter, a clock, and exchanges on demand.
 
-use std::any::Any;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use crate::exchange::{OneShot, TestExchange};
 use crate::known::{Known, Surroundings};
 use crate::message::TestRequest;
 use crate::metrics::{Metrics, TestConfig};
-use crate::model::{Kind, Options};
+use crate::model::{Kind, Level, Options};
 
 /// The name that a filter gets from [`TestHost::new`].
 const NAME: &str = "test";
@@ -123,7 +122,7 @@ impl TestHost {
     /// # Panics
     /// When the config is refused.
     pub fn on_route(&self, config: &str) -> Self {
-        self.try_on_route(config).unwrap_or_else(|error| panic!("{error}"))
+        self.on_level(Level::Route, config)
     }
 
     /// As [`on_route`](TestHost::on_route).
@@ -131,9 +130,50 @@ impl TestHost {
     /// # Errors
     /// What Envoy would log.
     pub fn try_on_route(&self, config: &str) -> Result<Self, String> {
-        let route: Arc<dyn Any + Send + Sync> =
-            self.0.registry.load_route(&self.0.name, config.as_bytes())?;
-        Ok(self.with_options(|options| options.route_config = Some(route)))
+        self.try_on_level(Level::Route, config)
+    }
+
+    /// The same filter, on a route with this per-route config at this level, beside those of other
+    /// levels. The most specific alone is known in stock Envoy; all of them
+    /// [compiled in](TestHost::on).
+    ///
+    /// ```
+    /// # use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
+    /// # use attache_test::{Level, TestHost, TestRequest, model::Kind};
+    /// # struct Names;
+    /// # #[derive(serde::Deserialize)] struct Name { name: String }
+    /// # impl Filter for Names { type Config = (); type RouteConfig = Name;
+    /// # fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Names) }
+    /// # fn merge_route(&self, levels: &[&Name]) -> Option<Name> {
+    /// #     let names: Vec<_> = levels.iter().map(|level| &*level.name).collect();
+    /// #     Some(Name { name: names.join(" ") })
+    /// # }
+    /// # async fn handle(&self, req: Request, _: Next) -> Result<Response> {
+    /// #     Ok(Response::text(http::StatusCode::OK, req.route_config::<Self>().unwrap().name.clone()))
+    /// # } }
+    /// let host = TestHost::new::<Names>("")
+    ///     .on_level(Level::VirtualHost, r#"{"name": "host"}"#)
+    ///     .on_level(Level::Route, r#"{"name": "route"}"#);
+    /// let names = |host: &TestHost| host.request(TestRequest::get("/")).run().text();
+    /// assert_eq!(names(&host), "route");
+    /// assert_eq!(names(&host.on(Kind::CompiledIn)), "host route");
+    /// ```
+    ///
+    /// # Panics
+    /// When the config is refused.
+    pub fn on_level(&self, level: Level, config: &str) -> Self {
+        self.try_on_level(level, config).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`on_level`](TestHost::on_level).
+    ///
+    /// # Errors
+    /// What Envoy would log.
+    pub fn try_on_level(&self, level: Level, config: &str) -> Result<Self, String> {
+        let route = self.0.registry.load_route(&self.0.name, config.as_bytes())?;
+        Ok(self.with_options(|options| {
+            options.route_configs.insert(level, route);
+        }))
     }
 
     /// The same filter, in a host of this kind: [compiled in](Kind::CompiledIn), instead of stock
@@ -150,9 +190,10 @@ impl TestHost {
     /// The same filter in another chain; see [`Options`].
     pub fn in_chain(&self, chain: Options) -> Self {
         self.with_options(|options| {
-            let route_config = chain.route_config.clone().or(options.route_config.take());
+            let mut route_configs = std::mem::take(&mut options.route_configs);
+            route_configs.extend(chain.route_configs);
             let clusters = options.clusters.clone();
-            *options = Options { route_config, clusters, ..chain };
+            *options = Options { route_configs, clusters, ..chain };
         })
     }
 

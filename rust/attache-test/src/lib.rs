@@ -78,3 +78,4 @@ pub use exchange::{OneShot, TestExchange};
 pub use host::TestHost;
 pub use known::{Done, Known, Surroundings};
 pub use message::{TestRequest, TestResponse};
+pub use model::Level;

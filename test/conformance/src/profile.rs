@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attache_e2e::{Cluster, Config, ModuleFilter, Protocol, Route, envoy_filter};
+use attache_e2e::{Cluster, Config, ModuleFilter, Protocol, Route, UPSTREAM, envoy_filter};
 use serde_json::{Value, json};
 
 use crate::scenario::Profile;
@@ -133,6 +133,24 @@ fn state(config: Config) -> Config {
         })
 }
 
+/// A config for the filter itself, in the route table, in the virtual host, and on some routes and
+/// weighted clusters.
+fn levels(config: Config) -> Config {
+    let level = |name: &str| filter(0, &Value::Null).config(json!({"level": name})).per_route();
+    let route = |prefix: &str| Route::prefix(prefix).timeout(Duration::ZERO);
+    let weighted = json!({"conformance": level("cluster")});
+    let weighted = [(UPSTREAM, 1, weighted)];
+    let own = filter(0, &Value::Null);
+    config
+        .filter(own.config(json!({"script_header": SCRIPT_HEADERS[0], "level": "filter"})))
+        .table_filter_config("conformance", level("table"))
+        .host_filter_config("conformance", level("host"))
+        .route(route("/route").filter_config("conformance", level("route")))
+        .route(route("/cluster").weighted(&weighted))
+        .route(route("/all").filter_config("conformance", level("route")).weighted(&weighted))
+        .route(route("/"))
+}
+
 impl Profile {
     /// How far the client reads ahead; as far as it likes if `None`.
     pub(crate) fn window(self) -> Option<u32> {
@@ -159,7 +177,7 @@ impl Profile {
         let config = match self {
             Profile::RouteTimeout => config.route(route.timeout(SHORT)),
             // It has routes of its own.
-            Profile::State => config,
+            Profile::State | Profile::Levels => config,
             _ => config.route(route),
         };
         match self {
@@ -175,6 +193,7 @@ impl Profile {
             Profile::RequestTimeout => config.filter(filter(0, &none)).request_timeout(SHORT),
             Profile::FailOpen => config.filter(filter(0, &json!({"fail_open": true}))),
             Profile::State => state(config),
+            Profile::Levels => levels(config),
         }
     }
 }

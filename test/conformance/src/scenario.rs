@@ -113,6 +113,8 @@ pub(crate) enum Profile {
     /// Two, with a Lua filter before them that writes metadata and one behind them that reads it,
     /// several routes, metadata on everything, and an access log.
     State,
+    /// One, with a config for it at every level of some routes.
+    Levels,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]

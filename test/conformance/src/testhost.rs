@@ -40,11 +40,12 @@ const TIMERS: usize = 8;
 const PIECES: usize = 1000;
 
 /// The metrics that scenarios look at.
-const COUNTERS: [&str; 11] = [
+const COUNTERS: [&str; 12] = [
     "conformance.started",
     "conformance.dropped",
     "conformance.marks",
     "conformance.read",
+    "conformance.merges",
     "conformance.responded",
     "conformance.replied",
     "conformance.failed",
@@ -130,6 +131,7 @@ fn out_of_reach(case: &Case) -> Option<String> {
         Profile::Two | Profile::SmallTwo | Profile::Lua | Profile::State => {
             return needs("second filter");
         }
+        Profile::Levels => return needs("routes"),
         Profile::Idle | Profile::RequestTimeout | Profile::RouteTimeout => {
             return needs("timeouts of Envoy's own");
         }

@@ -1,6 +1,5 @@
 //! The host half of the model: what the exchange calls, with the manners of Envoy's C ABI.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use attache_core::facts::{Facts, ResetReason};
 use attache_core::host::{
     Area, CallRefused, CallStart, Capabilities, Direction, Host, LocalReply, Map, Notify,
 };
+use attache_core::registry::LoadedRoute;
 use bytes::Bytes;
 
 use super::Fields;
@@ -457,9 +457,16 @@ impl Host for ModelHost {
         Box::new(Post(self.stream.posts.0.clone(), self.stream.woken.clone()))
     }
 
-    fn route_config(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.reads("route_config");
-        self.stream.options.route_config.clone()
+    fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
+        self.reads("route_configs");
+        let levels: Vec<_> = self.stream.options.route_configs.values().collect();
+        let known = match self.capabilities().route_levels {
+            true => 0,
+            false => levels.len().saturating_sub(1),
+        };
+        if !levels.is_empty() {
+            look(&levels[known..]);
+        }
     }
 
     fn stream_id(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {

@@ -31,7 +31,7 @@ mod host;
 mod stream;
 
 pub use host::ModelHost;
-pub use stream::{Kind, Model, Neighbour, Options, Received, Upstream};
+pub use stream::{Kind, Level, Model, Neighbour, Options, Received, Upstream};
 
 use bytes::Bytes;
 

@@ -1,14 +1,14 @@
 //! The filter manager: how headers, bodies and trailers travel along the chain.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 
 use attache_core::exchange::Exchange;
 use attache_core::host::{DataVerdict, Direction, LocalReply, Map, Verdict};
-use attache_core::registry::Loaded;
+use attache_core::registry::{Loaded, LoadedRoute};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
@@ -48,8 +48,9 @@ pub struct Options {
     pub late_end: bool,
     /// What is around the messages.
     pub surroundings: Surroundings,
-    /// The per-route config of the filter under test.
-    pub route_config: Option<Arc<dyn Any + Send + Sync>>,
+    /// The per-route configs of the filter under test, by where the route has them. A stock Envoy tells
+    /// of the most specific only.
+    pub route_configs: BTreeMap<Level, LoadedRoute>,
     /// The clusters that the filter under test can call.
     pub clusters: Clusters,
 }
@@ -64,7 +65,7 @@ impl Default for Options {
             upstream: Upstream::Waits,
             late_end: false,
             surroundings: Surroundings::default(),
-            route_config: None,
+            route_configs: BTreeMap::new(),
             clusters: Clusters::default(),
         }
     }
@@ -81,6 +82,19 @@ impl std::fmt::Debug for Options {
             .field("late_end", &self.late_end)
             .finish_non_exhaustive()
     }
+}
+
+/// Where a route has a config for a filter. The later is the more specific.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The route table: Envoy's `RouteConfiguration`.
+    RouteTable,
+    /// The virtual host.
+    VirtualHost,
+    /// The route itself.
+    Route,
+    /// The cluster that was drawn, of those that have weights.
+    WeightedCluster,
 }
 
 /// Another filter of the chain.

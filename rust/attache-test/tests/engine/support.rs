@@ -6,7 +6,7 @@
 //! of the engine; the first broken one is the error.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -746,7 +746,7 @@ fn run_in(case: &Case, world: &World) -> Result<bool, String> {
             upstream: case.upstream,
             late_end: case.late_end,
             surroundings: attache_test::Surroundings::default(),
-            route_config: None,
+            route_configs: BTreeMap::new(),
             clusters: Clusters::default(),
         },
     );

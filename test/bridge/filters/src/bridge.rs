@@ -56,6 +56,12 @@ impl Filter for Bridge {
         })
     }
 
+    /// All greetings, in order.
+    fn merge_route(&self, levels: &[&Route]) -> Option<Route> {
+        let greetings: Vec<_> = levels.iter().map(|level| &*level.greeting).collect();
+        Some(Route { greeting: greetings.join(", ") })
+    }
+
     async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
         self.live.add(1);
         let _life = Life(self);

@@ -7,6 +7,7 @@ use attache::prelude::*;
 use attache::{Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, Sharing};
 use serde_json::Value;
 
+use crate::Conformance;
 use crate::script::Ask;
 
 /// What the filters of one exchange share.
@@ -85,6 +86,10 @@ fn answer(stream: &Stream, question: &Ask) -> Result<String> {
         "virtual_host" => Ok(found(info.virtual_host_name()?)),
         "filter_chain" => Ok(found(info.filter_chain_name()?)),
         "route" => Ok(found(info.route_name()?)),
+        "route_config" => {
+            let config = stream.route_config::<Conformance>();
+            Ok(found(config.as_ref().map(|levels| &levels.level)))
+        }
         "cluster" => Ok(found(info.cluster_name()?)),
         "cluster_hosts" => Ok(found(info.cluster_hosts(HostHealth::Healthy)?)),
         "protocol" => Ok(found(info.protocol()?)),

@@ -24,12 +24,22 @@ pub const OPEN_HEADER: &str = "x-open";
 pub struct Config {
     /// Where this instance finds its script; two instances in one chain have two headers.
     script_header: String,
+    /// What it is called among the levels of a route.
+    #[serde(default)]
+    level: Option<String>,
+}
+
+/// What a level of a route is called; merged, all levels, the most general first.
+#[derive(Debug, Deserialize)]
+pub struct Levels {
+    pub(crate) level: String,
 }
 
 /// See the [crate docs](crate).
 #[derive(Debug)]
 pub struct Conformance {
     script_header: String,
+    level: Option<String>,
     pub(crate) stats: Stats,
     pub(crate) service: SharedCluster,
 }
@@ -44,6 +54,7 @@ pub(crate) struct Stats {
     pub(crate) marks: Counter,
     /// How many bytes the filter has read.
     pub(crate) read: Counter,
+    merges: Counter,
     responded: Counter,
     replied: Counter,
     failed: Counter,
@@ -59,6 +70,7 @@ impl Stats {
             dropped: counter("dropped")?,
             marks: counter("marks")?,
             read: counter("read")?,
+            merges: counter("merges")?,
             responded: counter("responded")?,
             replied: counter("replied")?,
             failed: counter("failed")?,
@@ -99,14 +111,22 @@ impl Conformance {
 
 impl Filter for Conformance {
     type Config = Config;
-    type RouteConfig = ();
+    type RouteConfig = Levels;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         Ok(Conformance {
             script_header: config.script_header,
+            level: config.level,
             stats: Stats::new(setup)?,
             service: setup.cluster("service"),
         })
+    }
+
+    fn merge_route(&self, levels: &[&Levels]) -> Option<Levels> {
+        self.stats.merges.inc();
+        let levels = levels.iter().map(|level| &*level.level);
+        let all: Vec<_> = self.level.as_deref().into_iter().chain(levels).collect();
+        Some(Levels { level: all.join(" ") })
     }
 
     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
