@@ -40,13 +40,17 @@ struct Key {
 }
 
 /// The keys of one fetch that can be used.
-pub(crate) struct KeySet(Vec<Key>);
+pub(crate) struct KeySet {
+    keys: Vec<Key>,
+    /// What was fetched.
+    text: Bytes,
+}
 
 impl KeySet {
     /// # Errors
     /// It is no key set, or has no key that can be used.
-    fn parse(text: &[u8], allowed: &[Algorithm]) -> Result<Self, String> {
-        let set: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    fn parse(text: Bytes, allowed: &[Algorithm]) -> Result<Self, String> {
+        let set: Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         let keys = set.get("keys").and_then(Value::as_array).ok_or("it has no list `keys`")?;
         // What is not understood is passed over, as RFC 7517 (5) says.
         let keys = keys.iter().take(KEYS_LIMIT).filter_map(|key| Key::parse(key, allowed));
@@ -54,11 +58,17 @@ impl KeySet {
         if keys.is_empty() {
             return Err("it has no key that can be used".to_owned());
         }
-        Ok(KeySet(keys))
+        Ok(KeySet { keys, text })
+    }
+
+    /// No key at all.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        KeySet { keys: Vec::new(), text: Bytes::new() }
     }
 
     pub(crate) fn knows(&self, kid: &str) -> bool {
-        self.0.iter().any(|key| key.kid.as_deref() == Some(kid))
+        self.keys.iter().any(|key| key.kid.as_deref() == Some(kid))
     }
 
     /// The keys that a token may be signed with: those of its key id, if it names one, and of its
@@ -71,7 +81,7 @@ impl KeySet {
         let fits = move |key: &&Key| {
             (kid.is_none() || key.kid.as_deref() == kid) && key.algorithms.contains(&algorithm)
         };
-        self.0.iter().filter(fits).map(|key| &key.key)
+        self.keys.iter().filter(fits).map(|key| &key.key)
     }
 }
 
@@ -158,6 +168,11 @@ impl Keys {
         (at.elapsed() < self.keep).then(|| keys.clone())
     }
 
+    /// The keys, if there are some.
+    pub(crate) fn now(&self) -> Option<Arc<KeySet>> {
+        self.usable(&self.fetched.borrow())
+    }
+
     /// The keys; waits a while if nothing has been fetched yet.
     pub(crate) async fn get(&self) -> Option<Arc<KeySet>> {
         let mut fetched = self.fetched.clone();
@@ -213,7 +228,10 @@ impl Refresh {
             to.send_modify(|fetched| {
                 fetched.tried = Some(now);
                 if let Ok(keys) = keys {
-                    fetched.keys = Some((Arc::new(keys), now));
+                    // The same text is the same set: what it has verified stays verified.
+                    let same = fetched.keys.take().filter(|(old, _)| old.text == keys.text);
+                    let keys = same.map_or_else(|| Arc::new(keys), |(old, _)| old);
+                    fetched.keys = Some((keys, now));
                 }
             });
             tokio::select! {
@@ -229,6 +247,6 @@ impl Refresh {
         if answer.status() != StatusCode::OK {
             return Err(format!("the answer was {}", answer.status()));
         }
-        KeySet::parse(answer.body(), &self.algorithms)
+        KeySet::parse(answer.into_body(), &self.algorithms)
     }
 }

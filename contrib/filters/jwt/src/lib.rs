@@ -4,18 +4,22 @@
 #![forbid(unsafe_code)]
 
 mod keys;
+mod verified;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use attache::http::HeaderName;
-use attache::{Counter, prelude::*};
+use attache::{Counter, PerWorker, prelude::*};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use keys::{KeySet, Keys, Refresh};
+use verified::{Told, Verified};
 
 /// The longest token that is looked at.
 const TOKEN_LIMIT: usize = 16 * 1024;
@@ -29,6 +33,9 @@ pub struct Jwt {
     forward: bool,
     challenge: String,
     requests: Counter,
+    /// Each worker's own, so that nobody waits for another.
+    verified: Option<PerWorker<RefCell<Verified>>>,
+    remembered: Counter,
 }
 
 /// The config; the README has a table of it.
@@ -56,6 +63,23 @@ pub struct Config {
     /// What the tokens are for, as told to clients that have none.
     #[serde(default = "default_realm")]
     pub realm: String,
+    /// Tokens that have been checked.
+    #[serde(default)]
+    pub cache: Cache,
+}
+
+/// What is remembered of valid tokens.
+#[derive(Deserialize)]
+#[serde(default)]
+pub struct Cache {
+    /// How many tokens each worker remembers; with none, each is checked each time.
+    pub entries: usize,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Cache { entries: 1000 }
+    }
 }
 
 /// Where the keys are.
@@ -214,6 +238,8 @@ impl Filter for Jwt {
             Duration::from_millis(jwks.keep_ms),
         );
         setup.spawn(run);
+        let verified = NonZeroUsize::new(config.cache.entries)
+            .map(|entries| setup.per_worker(move || RefCell::new(Verified::new(entries))));
         Ok(Jwt {
             keys,
             algorithms,
@@ -222,6 +248,8 @@ impl Filter for Jwt {
             forward: config.forward,
             challenge: format!("Bearer realm=\"{}\"", config.realm),
             requests: setup.counter_with(&format!("{name}.requests"), &["result"])?,
+            verified,
+            remembered: setup.counter(&format!("{name}.remembered"))?,
         })
     }
 
@@ -238,11 +266,11 @@ impl Filter for Jwt {
             Some(token) => self.check(&token).await,
             None => Err(Refusal::Missing),
         };
-        let claims = match checked.and_then(|claims| self.headers(&claims)) {
-            Ok(claims) => claims,
+        let told = match checked {
+            Ok(told) => told,
             Err(refusal) => return Ok(self.refuse(refusal)),
         };
-        for (header, value) in claims {
+        for (header, value) in &told[..] {
             req.headers_mut().set(header.as_str(), value);
         }
         if !self.forward {
@@ -264,9 +292,13 @@ fn token(req: &Request) -> Option<String> {
 }
 
 impl Jwt {
-    async fn check(&self, token: &str) -> Result<Map<String, Value>, Refusal> {
+    async fn check(&self, token: &str) -> Result<Told, Refusal> {
         if token.len() > TOKEN_LIMIT {
             return Err(invalid("it is too long"));
+        }
+        if let Some(told) = self.remember(token) {
+            self.remembered.inc();
+            return Ok(told);
         }
         let header = decode_header(token).map_err(invalid)?;
         if !self.algorithms.contains(&header.alg) {
@@ -282,7 +314,29 @@ impl Jwt {
             // The issuer may have a new key.
             keys = self.keys.newer(&keys).await.unwrap_or(keys);
         }
-        self.verify(token, header.alg, header.kid.as_deref(), &keys)
+        let claims = self.verify(token, header.alg, header.kid.as_deref(), &keys)?;
+        let told = self.headers(&claims)?;
+        if let Some(verified) = &self.verified
+            && let Some(until) = self.valid_until(&claims)
+        {
+            verified.with(|known| known.borrow_mut().keep(token, &keys, told.clone(), until));
+        }
+        Ok(told)
+    }
+
+    /// What is known of a token that was checked before, by the keys that are in use now.
+    fn remember(&self, token: &str) -> Option<Told> {
+        let verified = self.verified.as_ref()?;
+        let keys = self.keys.now()?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        verified.with(|known| known.borrow_mut().find(token, &keys, now))
+    }
+
+    /// Until when valid claims stay valid.
+    fn valid_until(&self, claims: &Map<String, Value>) -> Option<u64> {
+        let exp = claims.get("exp")?;
+        let exp = exp.as_u64().or_else(|| exp.as_f64().map(|exp| exp as u64))?;
+        Some(exp.saturating_add(self.validation.leeway))
     }
 
     /// A key decides which algorithms it is for, not the token: what is signed with the wrong one is
@@ -306,10 +360,7 @@ impl Jwt {
         Err(why)
     }
 
-    fn headers(
-        &self,
-        claims: &Map<String, Value>,
-    ) -> Result<Vec<(&HeaderName, HeaderValue)>, Refusal> {
+    fn headers(&self, claims: &Map<String, Value>) -> Result<Told, Refusal> {
         let mut headers = Vec::new();
         for (claim, header) in &self.claims {
             let text = match claims.get(claim) {
@@ -319,9 +370,9 @@ impl Jwt {
             };
             let value = HeaderValue::try_from(text)
                 .map_err(|_| invalid(format!("its claim `{claim}` is no header value")))?;
-            headers.push((header, value));
+            headers.push((header.clone(), value));
         }
-        Ok(headers)
+        Ok(headers.into())
     }
 
     /// The answer to a request that does not get through. Why a token is not valid is not the

@@ -238,6 +238,102 @@ fn keys_are_fetched_again_and_old_ones_forgotten() {
     assert_eq!(host.counter_with("test.refreshes", &["done"]), 2);
 }
 
+/// Has the keys fetched again. The task gets its turn while requests are served.
+fn fetch_again(host: &TestHost) {
+    let done = || host.counter_with("test.refreshes", &["done"]);
+    let before = done();
+    host.advance(Duration::from_secs(60));
+    for _ in 0..100 {
+        if done() > before {
+            return;
+        }
+        host.request(TestRequest::get("/")).run();
+    }
+    panic!("the keys were not fetched again");
+}
+
+#[test]
+fn a_token_is_checked_once_for_as_long_as_the_keys_are_the_same() {
+    let (old, new) = (rsa("old"), other_rsa("new"));
+    let (host, keys) = host_with(&config(), vec![old.jwk()]);
+    let remembered = |host: &TestHost| host.counter("test.remembered");
+    let token = old.sign(&claims());
+    for times in 0..3 {
+        assert!(passes(&host, &token));
+        assert_eq!(remembered(&host), times);
+    }
+    // What is not valid is checked each time, and another token is another token.
+    let expired = old.sign(&claims_with(json!({"exp": now() - 120})));
+    for _ in 0..2 {
+        assert!(!passes(&host, &expired));
+        assert!(!passes(&host, &token[..token.len() - 1]));
+    }
+    assert_eq!(remembered(&host), 2);
+    // The same keys, fetched again.
+    fetch_again(&host);
+    assert!(passes(&host, &token));
+    assert_eq!((remembered(&host), host.counter_with("test.refreshes", &["done"])), (3, 2));
+    // With other keys it is checked again, though its own is still there.
+    *keys.lock().unwrap() = vec![old.jwk(), new.jwk()];
+    fetch_again(&host);
+    assert!(passes(&host, &token));
+    assert_eq!(remembered(&host), 3);
+    assert!(passes(&host, &token));
+    assert_eq!(remembered(&host), 4);
+    // And without its own it is nothing any more.
+    *keys.lock().unwrap() = vec![new.jwk()];
+    fetch_again(&host);
+    assert!(!passes(&host, &token));
+    assert_eq!(remembered(&host), 4);
+}
+
+#[test]
+fn a_remembered_token_brings_the_same_headers() {
+    let signer = ed("d");
+    let host = host(&[&signer]);
+    let token = signer.sign(&claims_with(json!({"admin": true})));
+    for _ in 0..2 {
+        let spoofed = bearing(&token).header("x-user", "root").header("x-admin", "false");
+        let response = host
+            .request(spoofed)
+            .upstream(|request| {
+                assert_eq!(request.header_texts("x-user"), ["alice"]);
+                assert_eq!(request.header_texts("x-admin"), ["true"]);
+                TestResponse::new(204)
+            })
+            .run();
+        assert_eq!(response.status(), 204);
+    }
+    assert_eq!(host.counter("test.remembered"), 1);
+}
+
+#[test]
+fn without_a_cache_each_token_is_checked_each_time() {
+    let signer = ed("d");
+    let mut config = config();
+    config["cache"] = json!({"entries": 0});
+    let (host, _) = host_with(&config, vec![signer.jwk()]);
+    let token = signer.sign(&claims());
+    assert!(passes(&host, &token) && passes(&host, &token));
+    assert_eq!(host.counter("test.remembered"), 0);
+}
+
+#[test]
+fn a_remembered_token_is_of_no_use_once_there_are_no_keys() {
+    let signer = rsa("r");
+    let (host, _) = host_with(&config(), vec![signer.jwk()]);
+    let token = signer.sign(&claims());
+    assert!(passes(&host, &token));
+    let host = host.with_cluster("keys", |_| ClusterAnswer::reset());
+    for _ in 0..3 {
+        host.advance(Duration::from_secs(60));
+        assert!(passes(&host, &token));
+    }
+    assert_eq!(host.counter("test.remembered"), 3);
+    host.advance(Duration::from_secs(60));
+    assert_eq!(user(&host, bearing(&token)), Err(503));
+}
+
 #[test]
 fn an_unknown_key_is_looked_for_but_not_too_often() {
     let (old, new) = (rsa("old"), other_rsa("new"));
