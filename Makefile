@@ -30,9 +30,10 @@ test: tools envoy ## run every test; ends in a line of counts
 test-bridge: tools ## test the bridge between C++ and Rust under sanitizers; see test/bridge
 	@test/tally 'make -k -C test/bridge'
 
-lint: tools ## check formatting, clippy and docs, warnings denied
+lint: tools ## check formatting, clippy, docs (warnings denied) and the lock for Bazel
 	@test/need rustfmt cargo-clippy
 	cargo fmt --all --check
+	bazel/check-crates
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 

@@ -6,6 +6,8 @@
 attache_cxx::filters! {
     api_key,
     echo,
+    ext_authz,
     hello,
+    jwt,
     redact,
 }

@@ -12,6 +12,8 @@ attache_cxx::filters! {
     attache_e2e_filters,
     bridge,
     echo,
+    ext_authz,
     hello,
+    jwt,
     redact,
 }
