@@ -12,7 +12,54 @@ The WORKSPACE of this repository shows what else such a workspace has to set up.
 
 load("@bazel_skylib//rules:write_file.bzl", "write_file")
 load("@envoy//bazel:envoy_build_system.bzl", "envoy_cc_binary")
+load("@rules_cc//cc/common:cc_info.bzl", "CcInfo")
 load("@rules_rust//rust:defs.bzl", "rust_static_library")
+
+_LTO = "@rules_rust//rust/settings:lto"
+_CODEGEN_UNITS = "@rules_rust//rust/settings:codegen_units"
+
+def _whole_program_impl(settings, _attr):
+    changed = {_CODEGEN_UNITS: settings[_CODEGEN_UNITS], _LTO: settings[_LTO]}
+    if settings["//command_line_option:compilation_mode"] == "opt":
+        if changed[_LTO] == "unspecified":
+            changed[_LTO] = "fat"
+        if changed[_CODEGEN_UNITS] < 1:
+            changed[_CODEGEN_UNITS] = 1
+    return changed
+
+# With `-c opt`, Rust is optimised as a whole: the runtime is many small functions in several crates.
+# What the command line says about it stands.
+_whole_program = transition(
+    implementation = _whole_program_impl,
+    inputs = [
+        "//command_line_option:compilation_mode",
+        _CODEGEN_UNITS,
+        _LTO,
+    ],
+    outputs = [
+        _CODEGEN_UNITS,
+        _LTO,
+    ],
+)
+
+def _linkable_impl(ctx):
+    # A list, since the attribute has a transition.
+    return [ctx.attr.library[0][CcInfo]]
+
+_linkable = rule(
+    implementation = _linkable_impl,
+    doc = "A Rust static library as the binary links it.",
+    attrs = {
+        "library": attr.label(
+            mandatory = True,
+            cfg = _whole_program,
+            providers = [CcInfo],
+        ),
+        "_allowlist_function_transition": attr.label(
+            default = "@bazel_tools//tools/allowlists/function_transition_allowlist",
+        ),
+    },
+)
 
 def attache_filters(name, filters, **kwargs):
     """The one Rust static library of a binary, with the filters of several crates.
@@ -60,11 +107,15 @@ def attache_envoy_binary(name, filters = {}, static_library = None, deps = [], *
             name = static_library,
             filters = filters,
         )
+    _linkable(
+        name = name + "_rust",
+        library = static_library,
+    )
     envoy_cc_binary(
         name = name,
         repository = "@envoy",
         deps = deps + [
-            static_library,
+            name + "_rust",
             Label("//cc/config"),
             "@envoy//source/exe:envoy_main_entry_lib",
         ],
