@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::load;
 use crate::machine;
+use crate::variant::Host;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct Launcher {
     /// The Envoy binary.
     pub(crate) binary: PathBuf,
+    /// How it gets our filters.
+    pub(crate) host: Host,
     /// Where the modules are searched.
     pub(crate) modules: PathBuf,
     /// Where configs and logs go.

@@ -4,7 +4,8 @@
 //! upstream have the other. What is compared is Envoy's CPU time per request, read from `/proc`,
 //! over a fixed number of requests: the hand-written C ABI modules in `../raw` say what the least
 //! is, the filters in `../attache` do the same work on the runtime, and Envoy's own
-//! `header_mutation` and Lua filters say what people would use otherwise.
+//! `header_mutation` and Lua filters say what people would use otherwise. An Envoy that `ENVOY`
+//! names may have the filters compiled in; then its own `header_mutation` is the yardstick.
 //!
 //! It prints a table, and writes `report.json` (the rows) and `machine.json` (the machine, the
 //! memory and the goals) to `bench/` in Cargo's target directory, next to the config and the log
@@ -14,7 +15,7 @@ use std::env;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use serde_json::json;
 
@@ -23,7 +24,7 @@ use crate::machine::Cores;
 use crate::measure::Requests;
 use crate::report::Report;
 use crate::upstream::Upstream;
-use crate::variant::{ATTACHE_LIBRARY, Scenario, Variant};
+use crate::variant::{ATTACHE_LIBRARY, Host, Scenario, Variant};
 
 mod envoy;
 mod http1;
@@ -45,11 +46,16 @@ usage: attache-bench [--rounds N] [--only VARIANT,..] [--quick]
                       are compared with
   --quick             one round of few requests: shows that everything runs, and no more
 
-environment: ENVOY is the Envoy binary (default .envoy/1.40.0/envoy in the repository)";
+environment: ENVOY is the Envoy binary (default .envoy/1.40.0/envoy in the repository); one with
+the filters of test/bench/attache compiled in (//test/envoy:envoy) needs no library of them";
+
+/// What only an Envoy has that our filters are compiled into.
+const COMPILED_IN: &str = "attache.v3alpha.FilterPerRoute";
 
 struct Options {
     rounds: usize,
-    variants: Vec<Variant>,
+    /// Those asked for; without, all that the Envoy has.
+    only: Option<Vec<Variant>>,
     quick: bool,
 }
 
@@ -70,9 +76,8 @@ fn main() -> ExitCode {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
-    let all: Vec<Variant> =
-        Scenario::ALL.into_iter().flat_map(Scenario::variants).copied().collect();
-    let mut options = Options { rounds: 5, variants: all.clone(), quick: false };
+    let all = all_variants();
+    let mut options = Options { rounds: 5, only: None, quick: false };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
         match argument.as_str() {
@@ -84,18 +89,23 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
                 }
             }
             "--only" => {
-                options.variants = value()?
+                let named = value()?
                     .split(',')
                     .map(|name| {
                         let named = all.iter().find(|variant| variant.name() == name);
                         named.copied().ok_or_else(|| format!("there is no variant `{name}`"))
                     })
                     .collect::<std::result::Result<_, _>>()?;
+                options.only = Some(named);
             }
             _ => return Err(format!("`{argument}` is not understood").into()),
         }
     }
     Ok(options)
+}
+
+fn all_variants() -> Vec<Variant> {
+    Scenario::ALL.into_iter().flat_map(Scenario::variants).copied().collect()
 }
 
 fn requests(scenario: Scenario, quick: bool) -> Requests {
@@ -119,18 +129,17 @@ fn bench(options: &Options) -> Result<()> {
             "attache-bench: this is a debug build, and so may the filters be; the numbers mean nothing"
         );
     }
-    let launcher = launcher(options, cores)?;
+    let (launcher, variants) = launcher(options, cores)?;
     let version = launcher.version()?;
     machine::pin(cores.load)?;
     let upstream = Upstream::start(cores.load)?;
     let stolen_before = machine::Stolen::now()?;
 
     let quick = options.quick;
-    let all =
-        measure::measure(&launcher, &upstream, options.rounds, &options.variants, |scenario| {
-            requests(scenario, quick)
-        })?;
-    let ours = options.variants.iter().any(|variant| variant.library() == Some(ATTACHE_LIBRARY));
+    let all = measure::measure(&launcher, &upstream, options.rounds, &variants, |scenario| {
+        requests(scenario, quick)
+    })?;
+    let ours = variants.iter().any(|variant| variant.library() == Some(ATTACHE_LIBRARY));
     let (suspended, chunks) = if ours {
         let (exchanges, posts) = if quick { (500, 5) } else { (10_000, 50) };
         (
@@ -146,7 +155,7 @@ fn bench(options: &Options) -> Result<()> {
     machine["connections"] = json!(measure::CONNECTIONS);
     // A core that the hypervisor lends to others while Envoy is on it counts as Envoy's time.
     machine["stolen_%"] = json!(machine::Stolen::now()?.percent_since(stolen_before));
-    let report = Report::new(machine, &all, suspended, chunks, !quick);
+    let report = Report::new(machine, launcher.host, &all, suspended, chunks, !quick);
     report.check()?;
     let (rows, rest) = (report.rows_json(), report.rest_json());
     fs::write(launcher.directory.join("report.json"), serde_json::to_vec_pretty(&rows)?)?;
@@ -156,8 +165,9 @@ fn bench(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Finds Envoy and the libraries, which Cargo builds into the directory of this program.
-fn launcher(options: &Options, cores: Cores) -> Result<Launcher> {
+/// Finds Envoy, what can be measured in it, and the libraries for that, which Cargo builds into the
+/// directory of this program.
+fn launcher(options: &Options, cores: Cores) -> Result<(Launcher, Vec<Variant>)> {
     let binary = env::var_os("ENVOY").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.envoy/1.40.0/envoy"),
         PathBuf::from,
@@ -169,9 +179,22 @@ fn launcher(options: &Options, cores: Cores) -> Result<Launcher> {
         )
         .into());
     }
+    let compiled_in =
+        Command::new("grep").args(["-qaF", COMPILED_IN]).arg(&binary).status()?.success();
+    let host = if compiled_in { Host::CompiledIn } else { Host::Stock };
+    let variants = match &options.only {
+        None => all_variants().into_iter().filter(|&variant| host.has(variant)).collect(),
+        Some(named) => {
+            if let Some(missing) = named.iter().find(|&&variant| !host.has(variant)) {
+                return Err(format!("{} has no `{}`", binary.display(), missing.name()).into());
+            }
+            named.clone()
+        }
+    };
     let program = env::current_exe()?;
     let modules = program.parent().ok_or("this program is in no directory")?.to_owned();
-    for library in options.variants.iter().filter_map(|variant| variant.library()) {
+    let libraries = variants.iter().filter_map(|variant| variant.library());
+    for library in libraries.filter(|_| host == Host::Stock) {
         if !modules.join(library).exists() {
             return Err(format!(
                 "{library} is not in {}; build it with \
@@ -183,5 +206,6 @@ fn launcher(options: &Options, cores: Cores) -> Result<Launcher> {
     }
     let directory = modules.parent().unwrap_or(&modules).join("bench");
     fs::create_dir_all(&directory)?;
-    Ok(Launcher { binary, modules, directory, spawner: Spawner::start(cores.envoy)? })
+    let spawner = Spawner::start(cores.envoy)?;
+    Ok((Launcher { binary, host, modules, directory, spawner }, variants))
 }

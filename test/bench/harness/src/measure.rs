@@ -144,7 +144,7 @@ impl<'a> Contender<'a> {
     ) -> Result<Self> {
         let listener = Listener {
             name: "bench",
-            filters: variant.filters(),
+            filters: variant.filters(launcher.host),
             answer: matches!(scenario, Scenario::Direct | Scenario::Callout).then_some(ANSWER),
         };
         let config = variant::config(vec![listener], upstream.address());

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use h2::client::{self, ResponseFuture};
 use http::Request;
-use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -66,17 +65,10 @@ fn start(
     filter: &str,
     answer: Option<&'static str>,
 ) -> Result<Envoy> {
+    let ours = |filter| variant::ours_in(launcher.host, ATTACHE_LIBRARY, filter);
     let listeners = vec![
-        Listener {
-            name: "bench",
-            filters: vec![variant::module(ATTACHE_LIBRARY, filter, json!({}))],
-            answer,
-        },
-        Listener {
-            name: "probe",
-            filters: vec![variant::module(ATTACHE_LIBRARY, "attache_probe", json!({}))],
-            answer: Some(""),
-        },
+        Listener { name: "bench", filters: vec![ours(filter)], answer },
+        Listener { name: "probe", filters: vec![ours("attache_probe")], answer: Some("") },
     ];
     launcher.start(&format!("memory.{filter}"), &variant::config(listeners, upstream.address()))
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::measure::{Sample, Series, median};
 use crate::memory::{Chunks, Suspended};
-use crate::variant::{Scenario, Variant};
+use crate::variant::{Host, Scenario, Variant};
 
 /// One line of the report: medians over the rounds.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +100,7 @@ impl Report {
     /// Sums up the measurements. The goals are left out unless they are to be `judged`.
     pub(crate) fn new(
         machine: Value,
+        host: Host,
         all: &[Series],
         suspended: Option<Suspended>,
         chunks: Option<Chunks>,
@@ -108,7 +109,7 @@ impl Report {
         let rows: Vec<Row> = all.iter().map(|of| row(all, of)).collect();
         let mut report = Report { machine, rows, suspended, chunks, goals: Vec::new() };
         if judged {
-            report.judge(all);
+            report.judge(host, all);
         }
         report
     }
@@ -129,10 +130,11 @@ impl Report {
         self.rows.iter().find(row)?.added
     }
 
-    fn judge(&mut self, all: &[Series]) {
+    fn judge(&mut self, host: Host, all: &[Series]) {
         let goals = [
             self.goal_pass(all),
             self.goal_headers(),
+            self.goal_compiled_in().filter(|_| host == Host::CompiledIn),
             self.goal_hop(),
             self.goal_body(all),
             self.goal_callout(),
@@ -161,6 +163,16 @@ impl Report {
             promise: "attache_headers adds at most 1.15 times what raw_headers adds, and less than lua_headers",
             measured: format!("{ours} against {raw} ({:.2} times), Lua {lua}", ours.us / raw.us),
             met: ours.us <= 1.15 * raw.us && ours.us < lua.us,
+        })
+    }
+
+    fn goal_compiled_in(&self) -> Option<Goal> {
+        let ours = self.added(Variant::AttacheHeaders)?;
+        let envoys = self.added(Variant::HeaderMutation)?;
+        Some(Goal {
+            promise: "attache_headers, compiled in, adds at most 1.1 times what header_mutation adds",
+            measured: format!("{ours} against {envoys} ({:.2} times)", ours.us / envoys.us),
+            met: ours.us <= 1.1 * envoys.us,
         })
     }
 
@@ -337,7 +349,7 @@ mod tests {
 
     use super::Report;
     use crate::measure::{Sample, Series};
-    use crate::variant::{Scenario, Variant};
+    use crate::variant::{Host, Scenario, Variant};
 
     fn of(variant: Variant, cpu: &[f64]) -> Series {
         let sample = |&cpu_us: &f64| Sample {
@@ -359,7 +371,7 @@ mod tests {
             of(Variant::RawPass, &[11.0, 21.0, 11.0]),
             of(Variant::AttachePass, &[11.5, 21.5, 11.1]),
         ];
-        let report = Report::new(Value::Null, &all, None, None, true);
+        let report = Report::new(Value::Null, Host::Stock, &all, None, None, true);
         assert_eq!(report.rows_json()[1]["added_cpu_us"], 1.0);
         assert_eq!(report.rows_json()[1]["cpu_us"], 11.0);
         let [goal] = &report.goals[..] else { panic!("{:?}", report.goals) };

@@ -20,6 +20,33 @@ pub(crate) const BODY: usize = 1 << 20;
 /// What `x-bench-in` carries.
 const HEADER_VALUE: &str = "some-value";
 
+/// How filters get into the Envoy that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// A stock Envoy loads them from libraries.
+    Stock,
+    /// They are compiled into it.
+    CompiledIn,
+}
+
+impl Host {
+    /// Whether the variant can be measured there. Modules and what else is not compiled in cannot.
+    pub(crate) fn has(self, variant: Variant) -> bool {
+        use Variant::*;
+        self == Host::Stock
+            || !matches!(
+                variant,
+                RawPass
+                    | RawHeaders
+                    | RawHop
+                    | LuaHeaders
+                    | NoneCallout
+                    | ExtAuthz
+                    | AttacheCallout
+            )
+    }
+}
+
 /// Traffic that is measured on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -183,14 +210,14 @@ impl Variant {
     }
 
     /// The filters that go before the router.
-    pub(crate) fn filters(self) -> Vec<Value> {
+    pub(crate) fn filters(self, host: Host) -> Vec<Value> {
         match self {
             Variant::None | Variant::NoneBody | Variant::NoneCallout => vec![],
             Variant::ExtAuthz => vec![ext_authz()],
             Variant::HeaderMutation => vec![header_mutation()],
             Variant::LuaHeaders => vec![lua()],
             ours => match ours.library() {
-                Some(library) => vec![module(library, ours.name(), json!({}))],
+                Some(library) => vec![ours_in(host, library, ours.name())],
                 Option::None => vec![],
             },
         }
@@ -232,8 +259,17 @@ impl Variant {
     }
 }
 
-/// A filter of a dynamic module.
-pub(crate) fn module(library: &str, filter: &str, config: Value) -> Value {
+/// A filter of ours: of a dynamic module, or compiled in.
+pub(crate) fn ours_in(host: Host, library: &str, filter: &str) -> Value {
+    if host == Host::CompiledIn {
+        return json!({
+            "name": filter,
+            "typed_config": {
+                "@type": "type.googleapis.com/attache.v3alpha.Filter",
+                "name": filter,
+            },
+        });
+    }
     let name = library.trim_start_matches("lib").trim_end_matches(".so");
     json!({
         "name": filter,
@@ -243,7 +279,7 @@ pub(crate) fn module(library: &str, filter: &str, config: Value) -> Value {
             "filter_name": filter,
             "filter_config": {
                 "@type": "type.googleapis.com/google.protobuf.Struct",
-                "value": config,
+                "value": {},
             },
         },
     })
