@@ -46,13 +46,14 @@ fn lua_reply(instance: &str, header: &str) -> Value {
 }
 
 /// Small buffers in Envoy and in the kernel, which would otherwise take tens of megabytes before
-/// anybody is held back. The kernel lets those of a connection grow while it is read fast, so the
-/// upstream gets a new connection for each request.
+/// anybody is held back: how many is up to the machine (`tcp_rmem`, `tcp_wmem`), and it lets them
+/// grow with what a connection has carried before. Those that are set here do not grow. The
+/// upstream's own do, so it gets a new connection for each request.
 fn small(config: Config) -> Config {
-    // SOL_SOCKET, SO_RCVBUF.
-    let options = json!([{
-        "level": 1, "name": 8, "int_value": 2 * SMALL, "state": "STATE_PREBIND",
-    }]);
+    // SOL_SOCKET; SO_SNDBUF and SO_RCVBUF.
+    let options = json!([7, 8].map(|name| json!({
+        "level": 1, "name": name, "int_value": 2 * SMALL, "state": "STATE_PREBIND",
+    })));
     config.buffer_limit(SMALL).patch(move |bootstrap| {
         let resources = &mut bootstrap["static_resources"];
         resources["listeners"][0]["socket_options"] = options.clone();

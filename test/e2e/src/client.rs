@@ -156,7 +156,7 @@ pub struct ClientOptions {
 
 impl ClientOptions {
     /// Reads at most about this far ahead of the test (socket buffer, HTTP/2 windows), so that a
-    /// test that stops reading is felt by the sender soon.
+    /// test that stops reading is felt by the sender soon; and sends no further ahead of Envoy.
     pub fn window(mut self, bytes: u32) -> Self {
         self.window = Some(bytes);
         self
@@ -167,6 +167,7 @@ impl ClientOptions {
         let socket = TcpSocket::new_v4().expect("a socket");
         if let Some(bytes) = self.window {
             socket.set_recv_buffer_size(bytes).expect("a socket option");
+            socket.set_send_buffer_size(bytes).expect("a socket option");
         }
         let stream = within("a connection to Envoy", socket.connect(self.address)).await;
         Client::over(stream.expect("a connection to Envoy"), self).await
