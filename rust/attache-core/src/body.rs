@@ -30,7 +30,9 @@ pub struct Body(Repr);
 
 enum Repr {
     Live(Live),
-    Full(Bytes),
+    Empty,
+    /// Boxed, to keep the live ones, of which there are many, small.
+    Full(Box<Bytes>),
     Frames(FrameStream),
 }
 
@@ -69,7 +71,11 @@ impl Body {
 
     /// No bytes.
     pub fn empty() -> Self {
-        Body(Repr::Full(Bytes::new()))
+        Body(Repr::Empty)
+    }
+
+    fn full(bytes: Bytes) -> Self {
+        Body(if bytes.is_empty() { Repr::Empty } else { Repr::Full(Box::new(bytes)) })
     }
 
     /// A body that yields what `stream` yields. An error in it fails the exchange.
@@ -135,8 +141,8 @@ impl Body {
             }
         }
         match self.0 {
-            Repr::Full(bytes) if bytes.is_empty() => Body(Repr::Full(bytes)),
-            Repr::Full(bytes) => Body(Repr::Full(f(bytes))),
+            Repr::Empty => Body::empty(),
+            Repr::Full(bytes) => Body::full(f(*bytes)),
             repr => Body(Repr::Frames(Box::pin(Mapped(Body(repr), f)))),
         }
     }
@@ -157,7 +163,8 @@ impl Body {
             return Disposition::Untouched;
         }
         match self.0 {
-            Repr::Full(bytes) => Disposition::Full(bytes),
+            Repr::Empty => Disposition::Full(Bytes::new()),
+            Repr::Full(bytes) => Disposition::Full(*bytes),
             Repr::Frames(stream) => Disposition::Stream(stream),
             live @ Repr::Live(_) => Disposition::Stream(Body(live).into_frames()),
         }
@@ -172,7 +179,8 @@ impl Body {
     /// The bytes, if they are all there.
     pub(crate) fn into_full(self) -> std::result::Result<Bytes, Body> {
         match self.0 {
-            Repr::Full(bytes) => Ok(bytes),
+            Repr::Empty => Ok(Bytes::new()),
+            Repr::Full(bytes) => Ok(*bytes),
             repr => Err(Body(repr)),
         }
     }
@@ -208,8 +216,12 @@ impl Body {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         match &mut self.0 {
             Repr::Live(live) => live.exchange.poll_read(live.direction, cx),
-            Repr::Full(bytes) if bytes.is_empty() => Poll::Ready(Ok(None)),
-            Repr::Full(bytes) => Poll::Ready(Ok(Some(std::mem::take(bytes)))),
+            Repr::Empty => Poll::Ready(Ok(None)),
+            Repr::Full(bytes) => {
+                let bytes = std::mem::take(&mut **bytes);
+                self.0 = Repr::Empty;
+                Poll::Ready(Ok(Some(bytes)))
+            }
             Repr::Frames(stream) => loop {
                 match ready!(stream.as_mut().poll_next(cx)) {
                     None => return Poll::Ready(Ok(None)),
@@ -289,7 +301,7 @@ impl Body {
             poll_fn(|cx| live.exchange.poll_buffered(live.direction, limit, cx)).await?;
         } else {
             let all = self.collect(limit).await?;
-            self.0 = Repr::Full(all);
+            *self = Body::full(all);
         }
         Ok(Buffered(self))
     }
@@ -315,8 +327,8 @@ impl Body {
     pub fn is_end_stream(&self) -> bool {
         match &self.0 {
             Repr::Live(live) => live.exchange.is_drained(live.direction),
-            Repr::Full(bytes) => bytes.is_empty(),
-            Repr::Frames(_) => false,
+            Repr::Empty => true,
+            Repr::Full(_) | Repr::Frames(_) => false,
         }
     }
 }
@@ -333,6 +345,7 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Repr::Live(live) => write!(f, "Body(live {:?})", live.direction),
+            Repr::Empty => f.write_str("Body(0 bytes)"),
             Repr::Full(bytes) => write!(f, "Body({} bytes)", bytes.len()),
             Repr::Frames(_) => f.write_str("Body(stream)"),
         }
@@ -349,7 +362,7 @@ macro_rules! full_from {
     ($($from:ty),*) => {$(
         impl From<$from> for Body {
             fn from(bytes: $from) -> Self {
-                Body(Repr::Full(bytes.into()))
+                Body::full(bytes.into())
             }
         }
     )*};
@@ -385,6 +398,7 @@ impl http_body::Body for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
+            Repr::Empty => SizeHint::with_exact(0),
             Repr::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             _ => SizeHint::default(),
         }
@@ -420,6 +434,7 @@ impl Buffered<'_> {
     pub fn for_each(&self, mut f: impl FnMut(&[u8])) {
         match &self.0.0 {
             Repr::Live(live) => live.exchange.look(live.direction, &mut f),
+            Repr::Empty => f(&[]),
             Repr::Full(bytes) => f(bytes),
             Repr::Frames(_) => unreachable!("buffering has made it a full body"),
         }
@@ -428,7 +443,7 @@ impl Buffered<'_> {
     /// A copy of the bytes.
     pub fn to_bytes(&self) -> Bytes {
         if let Repr::Full(bytes) = &self.0.0 {
-            return bytes.clone();
+            return Bytes::clone(bytes);
         }
         let mut all = BytesMut::new();
         self.for_each(|slice| all.extend_from_slice(slice));

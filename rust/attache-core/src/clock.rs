@@ -3,58 +3,64 @@
 //! Reading the precise clock twice costs about as much as the rest of a poll that does nothing. For
 //! the budgets that are usual, the kernel's coarse clock, which moves with its ticks, is enough.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
-/// Measures polls against a budget.
+/// Measures polls against a budget. All in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PollClock {
-    budget: Duration,
-    coarse: bool,
-    all: bool,
+    clock: ClockId,
+    budget: u64,
+    /// Shorter ones are not told of.
+    least: u64,
 }
 
 /// When a poll began.
 #[derive(Clone, Copy)]
-pub(crate) enum Started {
-    Coarse(Duration),
-    Precise(Instant),
-}
+pub(crate) struct Started(u64);
 
 impl PollClock {
     /// `all` says that every poll's time is wanted, not only of those over the budget.
     pub(crate) fn new(budget: Duration, all: bool) -> Self {
-        let tick = duration(clock_getres(ClockId::MonotonicCoarse));
+        let budget = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        let tick = nanos(clock_getres(ClockId::MonotonicCoarse));
         // A poll over the budget then reads as at least half of it over.
-        PollClock { budget, coarse: !all && budget >= tick * 2, all }
+        let coarse = !all && budget >= tick * 2;
+        PollClock {
+            clock: if coarse { ClockId::MonotonicCoarse } else { ClockId::Monotonic },
+            budget,
+            least: if all { 0 } else { budget.saturating_add(1) },
+        }
     }
 
+    #[inline]
     pub(crate) fn start(&self) -> Started {
-        if self.coarse { Started::Coarse(coarse()) } else { Started::Precise(Instant::now()) }
+        Started(self.now())
     }
 
     /// How long it took, if that was over the budget or all times are wanted. Coarse times are right
     /// to a tick of the kernel.
+    #[inline]
     pub(crate) fn worth_telling(&self, started: Started) -> Option<Duration> {
-        let took = match started {
-            Started::Coarse(then) => coarse().saturating_sub(then),
-            Started::Precise(then) => then.elapsed(),
-        };
-        (took > self.budget || self.all).then_some(took)
+        let took = self.now().saturating_sub(started.0);
+        (took >= self.least).then(|| Duration::from_nanos(took))
     }
 
     pub(crate) fn budget(&self) -> Duration {
-        self.budget
+        Duration::from_nanos(self.budget)
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        nanos(clock_gettime(self.clock))
     }
 }
 
-fn coarse() -> Duration {
-    duration(clock_gettime(ClockId::MonotonicCoarse))
-}
-
-fn duration(time: rustix::time::Timespec) -> Duration {
-    Duration::try_from(time).unwrap_or_default()
+/// A clock that counts from when the machine was started: no more than 64 bits of nanoseconds.
+#[inline]
+fn nanos(time: rustix::time::Timespec) -> u64 {
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
 #[cfg(test)]
@@ -67,7 +73,8 @@ mod tests {
             for all in [false, true] {
                 let clock = PollClock::new(budget, all);
                 let started = clock.start();
-                assert_eq!(matches!(started, Started::Precise(_)), all || budget.is_zero());
+                let precise = matches!(clock.clock, ClockId::Monotonic);
+                assert_eq!(precise, all || budget.is_zero());
                 let took = clock.worth_telling(started);
                 assert!(if all { took.is_some() } else { took.is_none_or(|took| took > budget) });
                 std::thread::sleep(budget + Duration::from_millis(20));

@@ -8,8 +8,7 @@ use std::rc::Rc;
 
 use crate::exchange::Inner;
 use crate::metrics::MetricSink;
-
-thread_local!(static CURRENT: Cell<Option<Rc<Inner>>> = const { Cell::new(None) });
+use crate::worker::Worker;
 
 tokio::task_local! {
     /// For whom a task works that runs beside the exchanges.
@@ -35,7 +34,7 @@ impl Scope {
         look(|exchange| {
             let mut stream = String::with_capacity(STREAM_ID);
             exchange.read(|host| host.stream_id(&mut stream));
-            Scope { filter: exchange.filter().meta().name, stream }
+            Scope { filter: exchange.filter().meta.name, stream }
         })
         .or_else(|| TASK.try_with(Clone::clone).ok().flatten())
     }
@@ -55,6 +54,7 @@ pub(crate) fn step_of<R>(scope: Option<Scope>, f: impl FnOnce() -> R) -> R {
 }
 
 /// Runs `f` with `exchange` as the current one. An exchange is that only within its own events.
+#[inline]
 pub(crate) fn within<R>(exchange: &Rc<Inner>, f: impl FnOnce() -> R) -> R {
     /// Puts back the one before, also when `f` panics.
     struct Before<'a>(&'a Cell<Option<Rc<Inner>>>, Option<Rc<Inner>>);
@@ -63,10 +63,9 @@ pub(crate) fn within<R>(exchange: &Rc<Inner>, f: impl FnOnce() -> R) -> R {
             drop(self.0.replace(self.1.take()));
         }
     }
-    CURRENT.with(|current| {
-        let _before = Before(current, current.replace(Some(exchange.clone())));
-        f()
-    })
+    let current = &exchange.worker().current;
+    let _before = Before(current, current.replace(Some(exchange.clone())));
+    f()
 }
 
 /// Whether this thread is working for an exchange.
@@ -81,14 +80,12 @@ pub(crate) fn with<R>(f: impl FnOnce(&Rc<Inner>) -> Option<R>) -> Option<R> {
 }
 
 fn look<R>(f: impl FnOnce(&Rc<Inner>) -> R) -> Option<R> {
-    CURRENT
-        .try_with(|current| {
-            let exchange = current.take()?;
-            let result = f(&exchange);
-            current.set(Some(exchange));
-            Some(result)
-        })
-        .ok()?
+    Worker::look(|worker| {
+        let exchange = worker.current.take()?;
+        let result = f(&exchange);
+        worker.current.set(Some(exchange));
+        Some(result)
+    })?
 }
 
 /// Writes the name of the filter and the stream that this thread is working for, as
@@ -98,7 +95,7 @@ fn look<R>(f: impl FnOnce(&Rc<Inner>) -> R) -> Option<R> {
 /// Only those of `out`.
 pub fn write_current(out: &mut dyn Write) -> fmt::Result {
     look(|exchange| {
-        write!(out, "[{}]", exchange.filter().meta().name)?;
+        write!(out, "[{}]", exchange.filter().meta.name)?;
         exchange.read(|host| host.stream_id(out)).unwrap_or(Ok(()))?;
         out.write_char(' ')
     })
@@ -117,5 +114,5 @@ pub fn write_current(out: &mut dyn Write) -> fmt::Result {
 /// For a host whose metrics can be touched only on its own threads, and only while the filter's
 /// config lives: it keeps the config for as long as an event of one of its exchanges runs.
 pub fn is_serving(sink: &dyn MetricSink) -> bool {
-    look(|exchange| exchange.filter().meta().panics.goes_to(sink)).unwrap_or(false)
+    look(|exchange| exchange.filter().meta.panics.goes_to(sink)).unwrap_or(false)
 }

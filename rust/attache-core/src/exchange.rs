@@ -21,17 +21,19 @@ use crate::body::{Body, Disposition, FrameStream, too_large};
 use crate::cluster::Calls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{Control, ResetReason};
-use crate::filter::{Completion, Outcome};
+use crate::filter::Outcome;
 use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
 use crate::headers::{HeaderError, Headers};
 use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
+use crate::lazy::{Lazy, Unused};
 use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
-use crate::registry::{ErasedFilter, HandleFuture, Loaded};
-use crate::runtime::{enter, guarded};
-use crate::span::Spans;
+use crate::registry::{HandleFuture, Loaded, LoadedFilter};
+use crate::runtime::guarded;
+use crate::span::Open;
 use crate::stats::Count;
-use crate::stream::{Deferrable, Deferred, Stream, refused};
+use crate::stream::{Deferrable, Deferred, refused};
 use crate::wake::OwnWaker;
+use crate::worker::Worker;
 use crate::{Response, current};
 
 /// The most bytes that are taken out of Envoy ahead of the filter to make room for output, when
@@ -46,16 +48,19 @@ const DEFAULT_LIMIT: usize = 1 << 20;
 pub struct Exchange(Rc<Inner>);
 
 /// What an [`Exchange`] is a reference to. A host that hands it through a foreign language as one
-/// plain pointer makes it with [`shared`], and gets an `Exchange` back from it.
-pub struct Inner<H: Host + ?Sized = dyn Host> {
-    filter: Arc<dyn ErasedFilter>,
+/// plain pointer gets it from [`Exchange::into_shared`].
+///
+/// What every event looks at comes first, and what most exchanges never need is made when it is.
+pub struct Inner {
+    worker: Rc<Worker>,
+    filter: Arc<LoadedFilter>,
     wake: OwnWaker,
     /// A poll of this exchange was asked for by an event.
     due: Cell<bool>,
     /// The future is being polled or dropped, further down the stack.
     busy: Cell<bool>,
-    /// The future is that of `handle_reply`.
-    replying: Cell<bool>,
+    /// `handle` was started, and has not yet returned.
+    handling: Cell<bool>,
     /// How many events are on the stack.
     depth: Cell<u32>,
     /// The host may be called.
@@ -64,13 +69,16 @@ pub struct Inner<H: Host + ?Sized = dyn Host> {
     any_time: bool,
     /// The filter has written the response's status.
     status_changed: Cell<bool>,
-    task: RefCell<Option<HandleFuture>>,
+    /// The spans have been ended.
+    pub(crate) spans_over: Cell<bool>,
+    /// The future, while it is not being polled.
+    task: Cell<Option<HandleFuture>>,
     state: RefCell<State>,
     /// Made by the first call to a cluster.
     pub(crate) calls: OnceCell<Box<Calls>>,
     /// Made when somebody asks for them.
-    pub(crate) spans: RefCell<Spans>,
-    host: H,
+    pub(crate) spans: RefCell<Option<Box<Open>>>,
+    host: Box<dyn Host>,
 }
 
 struct State {
@@ -82,6 +90,18 @@ struct State {
     handled: bool,
     next: NextState,
     response_waiter: Waiter,
+    rare: Lazy<Rare>,
+    /// Somebody else has answered, and nothing of that has come by here.
+    answered: bool,
+    /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
+    replied: bool,
+    outcome: Option<Outcome>,
+    completed: bool,
+}
+
+/// What only some exchanges have.
+#[derive(Default)]
+struct Rare {
     /// Decided, not yet carried out.
     effect: Option<Box<Effect>>,
     /// To be done when no hook is running.
@@ -90,24 +110,34 @@ struct State {
     reply: Option<Box<ReplyStream>>,
     /// The body of a reply of the filter's own that is to come by as a response.
     reply_to_come: Option<Box<ReplyStream>>,
-    /// Somebody else has answered, and nothing of that has come by here.
-    answered: bool,
-    /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
-    replied: bool,
     invalid: Option<Box<HeaderError>>,
-    outcome: Option<Outcome>,
-    completed: bool,
+}
+
+impl Unused for Rare {
+    const UNUSED: &'static Self =
+        &Rare { effect: None, deferred: None, reply: None, reply_to_come: None, invalid: None };
 }
 
 struct Side {
     flow: Flow,
     waiter: Waiter,
+    rare: Lazy<RareOfSide>,
+}
+
+/// What only some messages have.
+#[derive(Default)]
+struct RareOfSide {
     pump: Option<FrameStream>,
     on_trailers: Option<TrailersHook>,
     /// Trailers that the pump made.
     out_trailers: Option<Box<HeaderMap>>,
     /// For how many reasons the next hop is full.
     full: u32,
+}
+
+impl Unused for RareOfSide {
+    const UNUSED: &'static Self =
+        &RareOfSide { pump: None, on_trailers: None, out_trailers: None, full: 0 };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,14 +189,7 @@ pub(crate) enum Waiter {
 
 impl Side {
     fn new(any_time: bool) -> Self {
-        Side {
-            flow: Flow { any_time, ..Flow::new() },
-            waiter: Waiter::Nobody,
-            pump: None,
-            on_trailers: None,
-            out_trailers: None,
-            full: 0,
-        }
+        Side { flow: Flow { any_time, ..Flow::new() }, waiter: Waiter::Nobody, rare: Lazy::new() }
     }
 }
 
@@ -180,12 +203,17 @@ impl State {
     fn flow(&mut self, direction: Direction) -> &mut Flow {
         &mut self.side(direction).flow
     }
+    /// All that is rare has never been used.
+    fn is_plain(&self) -> bool {
+        self.rare.is_unused() && self.request.rare.is_unused() && self.response.rare.is_unused()
+    }
     /// Nothing of the filter runs beside `handle`.
     fn is_quiet(&self) -> bool {
-        self.request.pump.is_none()
-            && self.response.pump.is_none()
-            && self.reply.is_none()
-            && self.reply_to_come.is_none()
+        self.is_plain()
+            || (self.request.rare.pump.is_none()
+                && self.response.rare.pump.is_none()
+                && self.rare.reply.is_none()
+                && self.rare.reply_to_come.is_none())
     }
 }
 
@@ -202,34 +230,20 @@ enum Whose {
 
 const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 
-/// As [`Exchange::new`], before the host's type is forgotten.
-pub fn shared<H: Host>(filter: &Loaded, host: H) -> Rc<Inner<H>> {
-    let any_time = host.capabilities().emit_any_time;
-    Rc::new(Inner {
-        filter: filter.0.clone(),
-        wake: OwnWaker::take(),
-        due: Cell::new(false),
-        busy: Cell::new(false),
-        replying: Cell::new(false),
-        depth: Cell::new(0),
-        alive: Cell::new(true),
-        any_time,
-        status_changed: Cell::new(false),
-        task: RefCell::new(None),
-        state: RefCell::new(State::new(any_time)),
-        spans: RefCell::default(),
-        calls: OnceCell::new(),
-        host,
-    })
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.wake.give_back(&self.worker);
+    }
 }
 
-impl<H: Host> From<Rc<Inner<H>>> for Exchange {
-    fn from(shared: Rc<Inner<H>>) -> Self {
+impl From<Rc<Inner>> for Exchange {
+    fn from(shared: Rc<Inner>) -> Self {
         Exchange(shared)
     }
 }
 
 impl State {
+    #[inline]
     fn new(any_time: bool) -> Self {
         State {
             request: Side::new(any_time),
@@ -238,13 +252,9 @@ impl State {
             handled: false,
             next: NextState::NotCalled,
             response_waiter: Waiter::Nobody,
-            effect: None,
-            deferred: None,
-            reply: None,
-            reply_to_come: None,
+            rare: Lazy::new(),
             answered: false,
             replied: false,
-            invalid: None,
             outcome: None,
             completed: false,
         }
@@ -254,7 +264,35 @@ impl State {
 impl Exchange {
     /// An exchange of a loaded filter, on a stream.
     pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
-        shared(filter, host).into()
+        let any_time = host.capabilities().emit_any_time;
+        let host = Box::new(host);
+        let worker = Worker::here();
+        let wake = OwnWaker::take(&worker);
+        // Not `new`, which makes the value first and then copies all of it into new memory.
+        Exchange(Rc::new_cyclic(|_| Inner {
+            worker,
+            filter: filter.0.clone(),
+            wake,
+            due: Cell::new(false),
+            busy: Cell::new(false),
+            handling: Cell::new(false),
+            depth: Cell::new(0),
+            alive: Cell::new(true),
+            any_time,
+            status_changed: Cell::new(false),
+            spans_over: Cell::new(false),
+            task: Cell::new(None),
+            state: RefCell::new(State::new(any_time)),
+            spans: RefCell::new(None),
+            calls: OnceCell::new(),
+            host,
+        }))
+    }
+
+    /// For a host that hands it through a foreign language as one plain pointer: what it is a
+    /// reference to. [`From`] makes an exchange of that again.
+    pub fn into_shared(self) -> Rc<Inner> {
+        self.0
     }
 
     /// Whether this is the last reference to it.
@@ -268,7 +306,10 @@ impl Exchange {
 
     /// Headers have arrived.
     pub fn headers(&self, direction: Direction, end_stream: bool) -> Verdict {
-        self.0.on_headers(direction, end_stream)
+        match direction {
+            Direction::Request => self.0.on_request_headers(end_stream),
+            Direction::Response => self.0.on_response_headers(end_stream),
+        }
     }
 
     /// A frame of body has arrived; `end_stream` also when it is empty.
@@ -283,7 +324,7 @@ impl Exchange {
 
     /// The worker runs what [`Notify::notify`](crate::host::Notify::notify) asked for.
     pub fn scheduled(&self) {
-        self.0.filter.meta().stats.count(Count::Woken);
+        self.0.count(Count::Woken);
         self.0.on_scheduled();
     }
 
@@ -343,11 +384,20 @@ impl Exchange {
 }
 
 impl Inner {
-    pub(crate) fn filter(&self) -> &dyn ErasedFilter {
-        &*self.filter
+    pub(crate) fn filter(&self) -> &LoadedFilter {
+        &self.filter
     }
 
-    pub(crate) fn filter_handle(&self) -> &Arc<dyn ErasedFilter> {
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    #[inline]
+    fn count(&self, what: Count) {
+        self.filter.meta.stats.count(self.worker.number, what);
+    }
+
+    pub(crate) fn filter_handle(&self) -> &Arc<LoadedFilter> {
         &self.filter
     }
 
@@ -369,7 +419,7 @@ impl Inner {
 
     /// Calls the host, if the stream is still there.
     pub(crate) fn read<R>(&self, f: impl FnOnce(&dyn Host) -> R) -> Option<R> {
-        self.alive.get().then(|| f(&self.host))
+        self.alive.get().then(|| f(&*self.host))
     }
 
     /// The filter has written a pseudo header of the response: its status.
@@ -379,11 +429,11 @@ impl Inner {
 
     #[cold]
     pub(crate) fn poison(&self, error: HeaderError) {
-        self.state.borrow_mut().invalid.get_or_insert_with(|| Box::new(error));
+        self.state.borrow_mut().rare.invalid.get_or_insert_with(|| Box::new(error));
     }
 
     fn take_invalid(&self) -> Result<()> {
-        match self.state.borrow_mut().invalid.take() {
+        match self.state.borrow_mut().rare.used().and_then(|rare| rare.invalid.take()) {
             Some(error) => Err(invalid(*error)),
             None => Ok(()),
         }
@@ -391,43 +441,67 @@ impl Inner {
 
     // ---- events -----------------------------------------------------------------------------
 
-    fn on_headers(self: &Rc<Self>, direction: Direction, end: bool) -> Verdict {
-        let whose = match direction {
-            Direction::Request => Whose::Handles,
-            Direction::Response => self.whose_response(),
+    fn on_request_headers(self: &Rc<Self>, end: bool) -> Verdict {
+        self.begin();
+        let first = {
+            let state = &mut *self.state.borrow_mut();
+            let flow = &mut state.request.flow;
+            flow.hook = Some(Hook::Headers);
+            flow.started = true;
+            flow.ended |= end;
+            let first = !state.started;
+            state.started = true;
+            state.handled |= first;
+            first
         };
+        if first {
+            self.handling.set(true);
+            self.due.set(true);
+            self.worker.enter_runtime();
+            self.count(Count::Started);
+            self.task.set(Some((self.filter.start)(self.clone())));
+        }
+        self.poll_and_settle();
+        self.end_headers(Direction::Request, end)
+    }
+
+    fn on_response_headers(self: &Rc<Self>, end: bool) -> Verdict {
+        let whose = self.whose_response();
         if whose == Whose::Nobodys {
             return Verdict::Continue;
         }
-        self.in_hook(direction, Hook::Headers, |state| {
-            let side = state.side(direction);
-            side.flow.started = true;
-            side.flow.ended |= end;
-            if whose == Whose::Elsewhere {
-                side.flow.mode = Mode::Hold;
-                // Whoever has answered, nothing of the request is to go on.
-                state.request.flow.mode = Mode::Discard;
-                state.started = true;
-                state.replied = false;
-                self.due.set(true);
-                enter();
-                self.replying.set(true);
-                *self.task.borrow_mut() = Some(self.filter.start_reply(self.clone()));
-                return Waiter::Nobody;
+        self.begin();
+        let waiter = {
+            let state = &mut *self.state.borrow_mut();
+            let flow = &mut state.response.flow;
+            flow.hook = Some(Hook::Headers);
+            flow.started = true;
+            flow.ended |= end;
+            if whose == Whose::Handles {
+                std::mem::take(&mut state.response_waiter)
+            } else {
+                self.start_reply(state);
+                Waiter::Nobody
             }
-            if direction == Direction::Response {
-                return std::mem::take(&mut state.response_waiter);
-            }
-            if !state.started {
-                state.started = true;
-                state.handled = true;
-                self.due.set(true);
-                enter();
-                self.filter.meta().stats.count(Count::Started);
-                *self.task.borrow_mut() = Some(self.filter.start(self.clone()));
-            }
-            Waiter::Nobody
-        });
+        };
+        self.wake_waiter(waiter);
+        self.poll_and_settle();
+        self.end_headers(Direction::Response, end)
+    }
+
+    #[cold]
+    fn start_reply(self: &Rc<Self>, state: &mut State) {
+        state.response.flow.mode = Mode::Hold;
+        // Whoever has answered, nothing of the request is to go on.
+        state.request.flow.mode = Mode::Discard;
+        state.started = true;
+        state.replied = false;
+        self.due.set(true);
+        self.worker.enter_runtime();
+        self.task.set(Some((self.filter.start_reply)(self.clone())));
+    }
+
+    fn end_headers(self: &Rc<Self>, direction: Direction, end: bool) -> Verdict {
         if self.any_time && end {
             self.prepare_end(direction, Hook::Headers);
         }
@@ -447,6 +521,17 @@ impl Inner {
     /// Whose a response is whose headers arrive.
     fn whose_response(self: &Rc<Self>) -> Whose {
         let mut state = self.state.borrow_mut();
+        if state.started && !state.completed && !state.replied {
+            if state.next == NextState::Called || state.request.flow.mode == Mode::Pass {
+                return Whose::Handles;
+            }
+            drop(state);
+            if self.busy.get() {
+                return Whose::Handles;
+            }
+            self.cancel();
+            return Whose::Elsewhere;
+        }
         if state.completed {
             state.response.flow.mode = Mode::Pass;
             return Whose::Nobodys;
@@ -454,27 +539,19 @@ impl Inner {
         if !state.started {
             return Whose::Elsewhere;
         }
-        if state.replied {
-            let held = state.next == NextState::NotCalled && !state.response.flow.started;
-            if state.answered && held {
-                return Whose::Elsewhere;
-            }
-            state.response.flow.mode = Mode::Pass;
-            let Some(reply) = state.reply_to_come.take() else { return Whose::Nobodys };
-            drop(state);
-            let passes = self.reply_comes(reply);
-            return if passes { Whose::Nobodys } else { Whose::Handles };
-        }
-        let request_held =
-            state.next == NextState::NotCalled && state.request.flow.mode != Mode::Pass;
-        drop(state);
-        if request_held && !self.busy.get() {
-            self.cancel();
+        let held = state.next == NextState::NotCalled && !state.response.flow.started;
+        if state.answered && held {
             return Whose::Elsewhere;
         }
-        Whose::Handles
+        state.response.flow.mode = Mode::Pass;
+        let reply = state.rare.used().and_then(|rare| rare.reply_to_come.take());
+        let Some(reply) = reply else { return Whose::Nobodys };
+        drop(state);
+        let passes = self.reply_comes(reply);
+        if passes { Whose::Nobodys } else { Whose::Handles }
     }
 
+    #[cold]
     fn cancel(self: &Rc<Self>) {
         self.drop_futures();
         let mut state = self.state.borrow_mut();
@@ -517,7 +594,7 @@ impl Inner {
             self.end_hook(direction);
             return DataVerdict::StopNoBuffer;
         }
-        let host = &self.host;
+        let host = &*self.host;
         let (pump, stopped) = {
             let mut state = self.state.borrow_mut();
             let flow = state.flow(direction);
@@ -578,7 +655,7 @@ impl Inner {
     fn on_local_reply(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
         let here = state.response.flow.started;
-        let ours_streams = here && state.response.pump.is_some();
+        let ours_streams = here && state.response.rare.pump.is_some();
         if (state.replied && !ours_streams) || !state.started {
             return;
         }
@@ -601,10 +678,11 @@ impl Inner {
     fn on_watermark(&self, direction: Direction, above: bool) {
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
-        side.full = if above { side.full + 1 } else { side.full.saturating_sub(1) };
-        let goes_on = !above && side.full == 0;
-        let pumps = self.any_time && side.pump.is_some();
-        let waited = pumps || (direction == Direction::Response && state.reply.is_some());
+        let rare = &mut side.rare;
+        rare.full = if above { rare.full + 1 } else { rare.full.saturating_sub(1) };
+        let goes_on = !above && rare.full == 0;
+        let pumps = self.any_time && rare.pump.is_some();
+        let waited = pumps || (direction == Direction::Response && state.rare.reply.is_some());
         drop(state);
         if goes_on && waited {
             // Envoy may be in the middle of sending what made room: our turn comes later.
@@ -630,7 +708,7 @@ impl Inner {
     /// A pump that was held back because its output could not leave waits for nobody. At the end
     /// all of it is wanted, to go together.
     fn go_on_pumping(&self, side: &Side) {
-        if side.pump.is_some() && side.flow.wants_output() {
+        if side.rare.pump.is_some() && side.flow.wants_output() {
             self.due.set(true);
         }
     }
@@ -672,7 +750,7 @@ impl Inner {
     /// An event that is not a hook of a direction.
     fn on_scheduled(self: &Rc<Self>) {
         self.begin();
-        if self.state.borrow().deferred.is_some() {
+        if self.state.borrow().rare.deferred.is_some() {
             self.do_deferred();
             self.due.set(true);
         }
@@ -740,39 +818,44 @@ impl Inner {
 
     fn poll(self: &Rc<Self>) {
         current::within(self, || {
-            let meta = self.filter.meta();
+            let meta = &self.filter.meta;
             let started = meta.clock.start();
             self.busy.set(true);
-            let handling = self.task.borrow().is_some() && !self.replying.get();
             let polled = guarded(|| self.poll_all());
-            if handling && self.task.borrow().is_none() {
-                meta.stats.count(Count::Handled);
-            }
             self.busy.set(false);
             match polled {
                 Ok(None) => (),
                 Ok(Some(error)) => self.fail(error),
-                Err(message) => self.fail(Error::panicked(message)),
+                Err(message) => {
+                    self.handle_is_over();
+                    self.fail(Error::panicked(message));
+                }
             }
             if let Some(took) = meta.clock.worth_telling(started) {
                 self.has_taken(took);
             }
         });
         let state = self.state.borrow();
-        let (completed, deferred) = (state.completed, state.deferred.is_some());
-        drop(state);
         // The stream ended while the filter was running.
-        if !self.alive.get() || completed {
+        if state.completed || !self.alive.get() {
+            drop(state);
             self.finish();
-        } else if deferred {
+        } else if state.rare.deferred.is_some() {
             // What woke this poll may have been the post that it waits for.
             self.wake.wake();
         }
     }
 
+    /// `handle` has returned, or was dropped.
+    fn handle_is_over(&self) {
+        if self.handling.take() {
+            self.count(Count::Handled);
+        }
+    }
+
     #[cold]
     fn has_taken(&self, took: Duration) {
-        let meta = self.filter.meta();
+        let meta = &self.filter.meta;
         if let Some(poll_time) = &meta.poll_time {
             poll_time.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         }
@@ -789,14 +872,21 @@ impl Inner {
 
     fn poll_all(self: &Rc<Self>) -> Option<Error> {
         let mut cx = Context::from_waker(self.wake.waker());
-        let task = self.task.borrow_mut().take();
-        if let Some(mut task) = task {
+        if let Some(mut task) = self.task.take() {
             match task.as_mut().poll(&mut cx) {
-                Poll::Pending => *self.task.borrow_mut() = Some(task),
+                Poll::Pending => self.task.set(Some(task)),
                 Poll::Ready(result) => {
                     // The future goes before its response is looked at: what it held is free.
                     drop(task);
-                    if let Err(error) = result.and_then(|r| self.release_response(r)) {
+                    let released = result.and_then(|response| self.release_response(response));
+                    let next = self.task.take();
+                    if next.is_some() {
+                        // It is not over: what it answered is being gathered.
+                        self.task.set(next);
+                    } else {
+                        self.handle_is_over();
+                    }
+                    if let Err(error) = released {
                         return Some(error);
                     }
                 }
@@ -805,38 +895,47 @@ impl Inner {
         if self.state.borrow().is_quiet() {
             return None;
         }
+        self.poll_beside(&mut cx)
+    }
+
+    /// What of the filter runs beside `handle`.
+    #[inline(never)]
+    fn poll_beside(self: &Rc<Self>, cx: &mut Context<'_>) -> Option<Error> {
         for direction in BOTH {
-            if let Err(error) = self.poll_pump(direction, &mut cx) {
+            if let Err(error) = self.poll_pump(direction, cx) {
                 return Some(error);
             }
         }
-        self.poll_reply(&mut cx).err()
+        self.poll_reply(cx).err()
     }
 
     fn poll_pump(&self, direction: Direction, cx: &mut Context<'_>) -> Result<()> {
         loop {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            if !side.flow.wants_output() || (self.any_time && side.full > 0) {
+            if !side.flow.wants_output() || (self.any_time && side.rare.full > 0) {
                 return Ok(());
             }
-            let Some(mut pump) = side.pump.take() else { return Ok(()) };
+            let pump = side.rare.used().and_then(|rare| rare.pump.take());
+            let Some(mut pump) = pump else { return Ok(()) };
             drop(state);
             let item = pump.as_mut().poll_next(cx);
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
             match item {
                 Poll::Pending => {
-                    side.pump = Some(pump);
+                    side.rare.pump = Some(pump);
                     return Ok(());
                 }
                 Poll::Ready(Some(Ok(frame))) => {
-                    side.pump = Some(pump);
+                    side.rare.pump = Some(pump);
                     match frame.into_data() {
                         Ok(data) => side.flow.out.push(data),
-                        Err(frame) => side.out_trailers = frame.into_trailers().ok().map(Box::new),
+                        Err(frame) => {
+                            side.rare.out_trailers = frame.into_trailers().ok().map(Box::new)
+                        }
                     }
-                    let limit = self.filter.meta().options.gather_limit_bytes;
+                    let limit = self.filter.meta.options.gather_limit_bytes;
                     if side.flow.ended && !self.any_time && side.flow.out.len() > limit {
                         return Err(Error::make(
                             ErrorKind::BodyTooLarge,
@@ -876,7 +975,7 @@ impl Inner {
             return Ok(());
         }
         // They are refused once.
-        match side.out_trailers.take() {
+        match side.rare.used().and_then(|rare| rare.out_trailers.take()) {
             Some(trailers) if !trailers.is_empty() => Err(no_new_trailers()),
             _ => Ok(()),
         }
@@ -884,12 +983,11 @@ impl Inner {
 
     fn poll_reply(&self, cx: &mut Context<'_>) -> Result<()> {
         let mut state = self.state.borrow_mut();
-        let full = state.response.full > 0;
-        let Some(reply) = &mut state.reply else { return Ok(()) };
-        if full || reply.ended {
+        let full = state.response.rare.full > 0;
+        let Some(rare) = state.rare.used() else { return Ok(()) };
+        let Some(mut reply) = rare.reply.take_if(|reply| !full && !reply.ended) else {
             return Ok(());
-        }
-        let Some(mut reply) = state.reply.take() else { return Ok(()) };
+        };
         drop(state);
         let result = loop {
             match reply.body.as_mut().poll_next(cx) {
@@ -912,7 +1010,7 @@ impl Inner {
                 },
             }
         };
-        self.state.borrow_mut().reply = Some(reply);
+        self.state.borrow_mut().rare.reply = Some(reply);
         result
     }
 
@@ -920,6 +1018,31 @@ impl Inner {
 
     /// `next.run`: the request goes on.
     pub(crate) fn release_request(self: &Rc<Self>, message: Message) -> Result<()> {
+        if self.alive.get() && self.goes_on_as_it_is(Direction::Request, &message) {
+            self.state.borrow_mut().next = NextState::Called;
+            return Ok(());
+        }
+        self.release_changed_request(message)
+    }
+
+    /// Lets a message go on that nothing was done to but its headers, as most are. False if it is
+    /// none.
+    fn goes_on_as_it_is(self: &Rc<Self>, direction: Direction, message: &Message) -> bool {
+        let mut state = self.state.borrow_mut();
+        let plain = state.rare.is_unused() && message.on_trailers.is_none();
+        let flow = state.flow(direction);
+        let as_it_is = plain
+            && message.body.is_live_of(self, direction)
+            && !flow.taken
+            && flow.pending.is_unused();
+        if as_it_is {
+            flow.mode = Mode::Pass;
+        }
+        as_it_is
+    }
+
+    #[inline(never)]
+    fn release_changed_request(self: &Rc<Self>, message: Message) -> Result<()> {
         self.take_invalid()?;
         if !self.alive.get() {
             return Err(Error::gone());
@@ -949,7 +1072,9 @@ impl Inner {
         // What had to be taken out of Envoy goes on through us; all else that nobody has touched does
         // not concern us any more.
         if !bodyless && body.is_live_of(self, direction) && side.flow.pending.is_empty() {
-            side.on_trailers = on_trailers;
+            if on_trailers.is_some() {
+                side.rare.on_trailers = on_trailers;
+            }
             side.flow.mode = Mode::Pass;
             let taken = side.flow.taken;
             drop(state);
@@ -977,7 +1102,9 @@ impl Inner {
         };
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
-        side.on_trailers = on_trailers;
+        if on_trailers.is_some() {
+            side.rare.on_trailers = on_trailers;
+        }
         let length = match disposition {
             Disposition::Full(bytes) if !bodyless => {
                 let length = bytes.len();
@@ -992,7 +1119,7 @@ impl Inner {
             Disposition::Stream(pump) if !bodyless => {
                 side.flow.mode = Mode::Pump;
                 side.flow.keeps_going = self.any_time && direction == Direction::Request;
-                side.pump = Some(pump);
+                side.rare.pump = Some(pump);
                 None
             }
             rest => {
@@ -1024,10 +1151,22 @@ impl Inner {
 
     /// `handle` has returned a response.
     fn release_response(self: &Rc<Self>, response: Response) -> Result<()> {
+        if response.message.headers.is_live(self, Map::ResponseHeaders)
+            && !self.status_changed.get()
+            && self.goes_on_as_it_is(Direction::Response, &response.message)
+        {
+            // A `handle` that was cut short is not mended by what became of the reply.
+            self.state.borrow_mut().outcome.get_or_insert(Outcome::Responded);
+            return Ok(());
+        }
+        self.release_changed_response(response)
+    }
+
+    #[inline(never)]
+    fn release_changed_response(self: &Rc<Self>, response: Response) -> Result<()> {
         self.take_invalid()?;
         let arrived = self.state.borrow().response.flow.started;
         if response.message.headers.is_live(self, Map::ResponseHeaders) {
-            // A `handle` that was cut short is not mended by what became of the reply.
             self.state.borrow_mut().outcome.get_or_insert(Outcome::Responded);
             let untouched = response.message.body.is_live_of(self, Direction::Response)
                 && !self.state.borrow().response.flow.taken;
@@ -1123,20 +1262,20 @@ impl Inner {
         };
         let mut state = self.state.borrow_mut();
         state.outcome = Some(Outcome::Replied);
-        state.effect = Some(Box::new(effect));
+        state.rare.effect = Some(Box::new(effect));
         Ok(())
     }
 
     /// Goes on as if the filter had read the stream and returned a response with all of it.
     fn gather(self: &Rc<Self>, status: StatusCode, headers: HeaderMap, body: FrameStream) {
-        let limit = self.filter.meta().options.gather_limit_bytes;
+        let limit = self.filter.meta.options.gather_limit_bytes;
         let mut body = Body::from_frames(body);
-        *self.task.borrow_mut() = Some(Box::pin(async move {
+        self.task.set(Some(Box::pin(async move {
             let all = body.collect(limit).await?;
             let mut response = Response::new(status).with_body(all);
             response.message.headers = Headers::owned(headers);
             Ok(response)
-        }));
+        })));
         self.wake.wake();
     }
 
@@ -1178,10 +1317,10 @@ impl Inner {
         state.outcome = Some(Outcome::Replied);
         let side = &mut state.response;
         if trailers.is_none() {
-            side.on_trailers = Some(Box::new(clear));
+            side.rare.on_trailers = Some(Box::new(Box::new(clear)));
             side.flow.ends_early = self.any_time && body.is_some();
         }
-        side.out_trailers = trailers;
+        side.rare.out_trailers = trailers;
         match body {
             None => side.flow.mode = Mode::Pass,
             Some(_) if bodyless => {
@@ -1190,7 +1329,7 @@ impl Inner {
             }
             Some(body) => {
                 side.flow.mode = Mode::Pump;
-                side.pump = Some(body);
+                side.rare.pump = Some(body);
             }
         }
         Ok(())
@@ -1209,13 +1348,13 @@ impl Inner {
     }
 
     fn details(&self, what: &str) -> String {
-        format!("attache.{}.{what}", self.filter.meta().name.replace(char::is_whitespace, "_"))
+        format!("attache.{}.{what}", self.filter.meta.name.replace(char::is_whitespace, "_"))
     }
 
     /// Logs an error, whose texts may be the filter's own code.
     fn log(self: &Rc<Self>, f: impl FnOnce()) {
         if let Err(message) = guarded(f) {
-            self.filter.meta().panics.inc();
+            self.filter.meta.panics.inc();
             tracing::error!("the filter failed, and describing its error panicked: {message}");
         }
     }
@@ -1227,7 +1366,7 @@ impl Inner {
     }
 
     fn decide_failure(self: &Rc<Self>, error: Error) {
-        let meta = self.filter.meta();
+        let meta = &self.filter.meta;
         let panicked = error.is_panic();
         let reset = match error.kind() {
             ErrorKind::Reset(reason) => Some(reason),
@@ -1252,7 +1391,7 @@ impl Inner {
             reset.is_none() && meta.options.fail_open && self.state.borrow().may_let_pass();
         self.drop_safely(Some(error));
         self.drop_futures();
-        let undone = self.state.borrow_mut().effect.take();
+        let undone = self.state.borrow_mut().take_effect();
         self.drop_safely(undone);
         let mut state = self.state.borrow_mut();
         let outcome = match reset {
@@ -1279,20 +1418,32 @@ impl Inner {
             let body = status.canonical_reason().unwrap_or_default();
             Effect::Reply { status, headers: HeaderMap::new(), body: body.into(), details }
         };
-        state.effect = Some(Box::new(effect));
+        state.rare.effect = Some(Box::new(effect));
     }
 
     // ---- effects ----------------------------------------------------------------------------
 
+    #[inline]
     fn settle(self: &Rc<Self>) {
+        let state = self.state.borrow();
+        let plain = state.rare.is_unused();
+        let movable = state.request.flow.is_movable() || state.response.flow.is_movable();
+        drop(state);
+        if !plain || movable {
+            self.settle_all();
+        }
+    }
+
+    #[inline(never)]
+    fn settle_all(self: &Rc<Self>) {
         loop {
             if !self.alive.get() {
                 return;
             }
             let mut state = self.state.borrow_mut();
-            let effect = state.effect.take();
+            let effect = state.take_effect();
             let movable = state.request.flow.is_movable() || state.response.flow.is_movable();
-            if effect.is_none() && state.reply.is_none() && !movable {
+            if effect.is_none() && state.rare.reply.is_none() && !movable {
                 return;
             }
             drop(state);
@@ -1304,7 +1455,7 @@ impl Inner {
                 self.advance(direction);
             }
             // An error in dropping or replying may have decided something new.
-            if self.state.borrow().effect.is_none() {
+            if self.state.borrow().rare.effect.is_none() {
                 return;
             }
         }
@@ -1323,7 +1474,7 @@ impl Inner {
             return Err(Error::gone());
         }
         let mut state = self.state.borrow_mut();
-        if state.deferred.is_some() {
+        if state.rare.deferred.is_some() {
             return Err(refused("the stream is about to be drained or started again already"));
         }
         if asked.what == Deferrable::Recreate
@@ -1331,7 +1482,7 @@ impl Inner {
         {
             return Err(refused(why));
         }
-        state.deferred = Some(asked);
+        state.rare.deferred = Some(asked);
         drop(state);
         self.wake.wake();
         Ok(())
@@ -1341,7 +1492,8 @@ impl Inner {
     fn do_deferred(&self) {
         let asked = {
             let mut state = self.state.borrow_mut();
-            let Some(asked) = state.deferred.take() else { return };
+            let asked = state.rare.used().and_then(|rare| rare.deferred.take());
+            let Some(asked) = asked else { return };
             if asked.what == Deferrable::Recreate {
                 if state.answered || state.replied {
                     drop(state);
@@ -1412,7 +1564,7 @@ impl Inner {
                     self.read(|host| host.send_reply_headers(&list, true));
                     return;
                 }
-                self.state.borrow_mut().reply = Some(reply);
+                self.state.borrow_mut().rare.reply = Some(reply);
                 self.read(|host| host.send_reply_headers(&list, false));
                 // Its first poll.
                 self.wake.wake();
@@ -1421,16 +1573,18 @@ impl Inner {
     }
 
     fn send_reply_frames(self: &Rc<Self>) {
-        let mut state = self.state.borrow_mut();
-        let Some(reply) = &mut state.reply else { return };
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let Some(rare) = state.rare.used() else { return };
+        let Some(reply) = &mut rare.reply else { return };
         let ready = std::mem::take(&mut reply.ready);
         let trailers = reply.ended.then(|| reply.trailers.take());
         let mut over = None;
         if trailers.is_some() {
-            over = state.reply.take();
+            over = rare.reply.take();
             state.request.flow.mode = Mode::Discard;
         }
-        drop(state);
+        drop(borrowed);
         self.drop_safely(over);
         ready.for_each(|data| {
             self.read(|host| host.send_reply_data(data, false));
@@ -1546,7 +1700,8 @@ impl Inner {
         let (hook, made, added) = {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            (side.on_trailers.take(), side.out_trailers.take(), side.flow.added)
+            let Some(rare) = side.rare.used() else { return true };
+            (rare.on_trailers.take(), rare.out_trailers.take(), side.flow.added)
         };
         if made.is_none() && (hook.is_none() || added) {
             self.drop_safely(hook);
@@ -1763,33 +1918,35 @@ impl Inner {
 
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
-        let task = self.task.borrow_mut().take();
-        if task.is_some() && !self.replying.get() {
-            self.filter.meta().stats.count(Count::Handled);
+        let task = self.task.take();
+        if task.is_some() || !self.state.borrow().is_plain() {
+            self.drop_these_futures(task);
+        }
+    }
+
+    #[cold]
+    fn drop_these_futures(self: &Rc<Self>, task: Option<HandleFuture>) {
+        if task.is_some() {
+            self.handle_is_over();
         }
         let mut state = self.state.borrow_mut();
-        let hooks = (state.request.on_trailers.take(), state.response.on_trailers.take());
-        let deferred = state.deferred.take();
-        if task.is_none()
-            && deferred.is_none()
-            && state.is_quiet()
-            && hooks.0.is_none()
-            && hooks.1.is_none()
-        {
-            return;
-        }
-        let (request, response) = (state.request.pump.take(), state.response.pump.take());
-        let (reply, to_come) = (state.reply.take(), state.reply_to_come.take());
+        let request = state.request.rare.used().map(|r| (r.pump.take(), r.on_trailers.take()));
+        let response = state.response.rare.used().map(|r| (r.pump.take(), r.on_trailers.take()));
+        let rare = state.rare.used();
+        let rare = rare.map(|r| (r.deferred.take(), r.reply.take(), r.reply_to_come.take()));
         drop(state);
-        enter();
+        self.worker.enter_runtime();
         self.drop_safely(task);
+        let (request, request_trailers) = request.unwrap_or_default();
+        let (response, response_trailers) = response.unwrap_or_default();
+        let (deferred, reply, to_come) = rare.unwrap_or_default();
         self.drop_safely(deferred);
         self.drop_safely(request);
         self.drop_safely(response);
         self.drop_safely(reply);
         self.drop_safely(to_come);
-        self.drop_safely(hooks.0);
-        self.drop_safely(hooks.1);
+        self.drop_safely(request_trailers);
+        self.drop_safely(response_trailers);
     }
 
     /// Drops what is the filter's own: its `Drop` may panic, or use the exchange. No borrow may be
@@ -1799,7 +1956,7 @@ impl Inner {
         let was_busy = self.busy.replace(true);
         current::within(self, || {
             if let Err(message) = guarded(|| drop(value)) {
-                self.filter.meta().panics.inc();
+                self.filter.meta.panics.inc();
                 tracing::error!("the filter panicked while it was dropped: {message}");
             }
         });
@@ -1829,25 +1986,33 @@ impl Inner {
         state.replied = true;
         let handled = std::mem::take(&mut state.handled);
         let outcome = state.outcome.unwrap_or(Outcome::Cancelled);
-        let undone = state.effect.take();
+        let undone = state.take_effect();
         drop(state);
         self.drop_safely(undone);
         if !handled {
             return;
         }
-        self.filter.meta().stats.count(outcome.into());
-        current::within(self, || {
-            let done = Completion { outcome, stream: Stream::new(Some(self.clone())) };
-            if let Err(message) = guarded(|| self.filter.complete(&done)) {
-                self.filter.meta().panics.inc();
-                tracing::error!("the filter panicked in on_complete: {message}");
-            }
-        });
+        self.count(outcome.into());
+        if let Err(message) = (self.filter.complete)(self, outcome) {
+            self.panicked_in_on_complete(&message);
+        }
         self.end_spans();
+    }
+
+    #[cold]
+    fn panicked_in_on_complete(self: &Rc<Self>, message: &str) {
+        current::within(self, || {
+            self.filter.meta.panics.inc();
+            tracing::error!("the filter panicked in on_complete: {message}");
+        });
     }
 }
 
 impl State {
+    fn take_effect(&mut self) -> Option<Box<Effect>> {
+        self.rare.used()?.effect.take()
+    }
+
     fn why_not_recreate(&self) -> Option<&'static str> {
         let request = &self.request.flow;
         if self.next == NextState::Called || self.replied {
@@ -1866,7 +2031,7 @@ impl State {
     /// A request that has gone on with a change that is still to be made cannot do without it.
     fn may_let_pass(&self) -> bool {
         let request = &self.request;
-        let unchanged = request.flow.mode == Mode::Pass && request.on_trailers.is_none();
+        let unchanged = request.flow.mode == Mode::Pass && request.rare.on_trailers.is_none();
         !self.response.flow.started || request.flow.finished || unchanged
     }
 

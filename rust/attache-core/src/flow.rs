@@ -126,6 +126,10 @@ impl Queue {
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Whether there was never anything in it.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.0.is_none()
+    }
     pub(crate) fn clear(&mut self) {
         *self = Queue::default();
     }

@@ -11,7 +11,7 @@
 //! | calls to Envoy's clusters | `cluster/` |
 //! | from config to filter | `registry.rs`, `metrics.rs`, `secret.rs` |
 //! | beside the exchanges | `runtime.rs`, `supervise.rs`, `per_worker.rs`, `stats.rs`, `span.rs` |
-//! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker) |
+//! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker), `worker.rs`, `lazy.rs` |
 //! | what a host provides | `host.rs`, `facts.rs` |
 //! | what hosts have in common | `log.rs`, `metric_queue.rs`, `views.rs` |
 
@@ -32,6 +32,7 @@ mod flow;
 mod headers;
 pub mod host;
 mod info;
+mod lazy;
 pub mod log;
 mod message;
 mod metadata;
@@ -49,6 +50,7 @@ mod supervise;
 mod sync;
 mod views;
 mod wake;
+mod worker;
 
 pub use attribute::{Attribute, AttributeValue};
 pub use body::{Body, BodyWriter, Buffered};

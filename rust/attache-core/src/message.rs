@@ -18,7 +18,8 @@ use crate::route::route_config;
 use crate::span::Trace;
 use crate::stream::Stream;
 
-pub(crate) type TrailersHook = Box<dyn FnOnce(&mut Headers)>;
+/// Boxed twice, to be small where there is none: in nearly every message.
+pub(crate) type TrailersHook = Box<Box<dyn FnOnce(&mut Headers)>>;
 
 /// The request: its headers and its body, live in Envoy.
 ///
@@ -72,11 +73,11 @@ impl Message {
 
     fn chain_trailers(&mut self, f: impl FnOnce(&mut Headers) + 'static) {
         self.on_trailers = Some(match self.on_trailers.take() {
-            None => Box::new(f),
-            Some(first) => Box::new(move |trailers: &mut Headers| {
+            None => Box::new(Box::new(f)),
+            Some(first) => Box::new(Box::new(move |trailers: &mut Headers| {
                 first(trailers);
                 f(trailers);
-            }),
+            })),
         });
     }
 }
@@ -360,7 +361,7 @@ impl Next {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Exchange({})", self.filter().meta().name)
+        write!(f, "Exchange({})", self.filter().meta.name)
     }
 }
 

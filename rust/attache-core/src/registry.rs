@@ -3,6 +3,7 @@
 use std::any::{Any, TypeId};
 use std::fmt;
 use std::future::Future;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,14 +14,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::clock::PollClock;
-use crate::current::{Scope, step_of};
+use crate::current::{self, Scope, step_of};
 use crate::error::{ConfigError, Result};
 use crate::exchange::Inner;
-use crate::filter::{Completion, ConfigHost, Filter, Setup};
+use crate::filter::{Completion, ConfigHost, Filter, Outcome, Setup};
 use crate::metrics::{Counter, Histogram, MetricId, MetricOp};
 pub use crate::route::LoadedRoute;
 use crate::runtime::{Tied, enter, guarded};
 use crate::stats::Stats;
+use crate::stream::Stream;
 use crate::{Next, Request, Response};
 
 /// The filters of a module, by name. Made by `attache::filters!`.
@@ -110,12 +112,12 @@ impl Options {
 
 /// A loaded filter: what exchanges are made from.
 #[derive(Clone)]
-pub struct Loaded(pub(crate) Arc<dyn ErasedFilter>);
+pub struct Loaded(pub(crate) Arc<LoadedFilter>);
 
 impl Loaded {
     /// The name under which the filter was configured.
     pub fn name(&self) -> &str {
-        self.0.meta().name
+        self.0.meta.name
     }
 
     /// Gives out, as changes of metrics without labels, what the runtime has counted and not yet told
@@ -124,7 +126,7 @@ impl Loaded {
     /// A host takes this where it lets go of a config, and makes the changes itself while it still
     /// can: otherwise counters lack the last of them, and gauges stay where they were.
     pub fn take_stats(&self, apply: impl FnMut(MetricId, MetricOp, u64)) {
-        self.0.meta().stats.take(apply);
+        self.0.meta.stats.take(apply);
     }
 }
 
@@ -136,12 +138,27 @@ impl fmt::Debug for Loaded {
 
 pub(crate) type HandleFuture = Pin<Box<dyn Future<Output = Result<Response>>>>;
 
-pub(crate) trait ErasedFilter: Send + Sync {
-    fn meta(&self) -> &Meta;
-    fn as_any(&self) -> &dyn Any;
-    fn start(&self, exchange: Rc<Inner>) -> HandleFuture;
-    fn start_reply(&self, exchange: Rc<Inner>) -> HandleFuture;
-    fn complete(&self, done: &Completion);
+/// A filter whose type is forgotten, and what knows the type. Thin to point to, and no search through
+/// tables of functions: this is in the way of every exchange.
+pub(crate) struct LoadedFilter {
+    pub(crate) meta: Meta,
+    /// There until it is dropped.
+    filter: Option<Box<dyn Any + Send + Sync>>,
+    pub(crate) start: fn(Rc<Inner>) -> HandleFuture,
+    pub(crate) start_reply: fn(Rc<Inner>) -> HandleFuture,
+    /// Runs `on_complete`. Returns the message of its panic.
+    pub(crate) complete: fn(&Rc<Inner>, Outcome) -> Result<(), String>,
+}
+
+impl LoadedFilter {
+    /// The filter itself, if it is of this type.
+    pub(crate) fn filter_of<F: Filter>(&self) -> Option<&F> {
+        self.filter.as_ref()?.downcast_ref()
+    }
+
+    fn filter<F: Filter>(&self) -> &F {
+        self.filter_of().expect("a filter is there until it is dropped, and of one type")
+    }
 }
 
 /// What the engine keeps beside the filter itself.
@@ -157,61 +174,45 @@ pub(crate) struct Meta {
     _tasks: Vec<Tied>,
 }
 
-struct Typed<F> {
-    /// There until it is dropped.
-    filter: Option<F>,
-    meta: Meta,
-}
-
-impl<F> Typed<F> {
-    fn filter(&self) -> &F {
-        self.filter.as_ref().expect("the filter is there until it is dropped")
-    }
-}
-
-impl<F> Drop for Typed<F> {
+impl Drop for LoadedFilter {
     fn drop(&mut self) {
         let filter = self.filter.take();
         if let Err(message) = guarded(|| drop(filter)) {
-            let name = self.meta.name;
+            let name = &self.meta.name;
             tracing::error!("filter `{name}`: panicked while it was dropped: {message}");
         }
     }
 }
 
-/// The filter itself, if it is of this type.
-pub(crate) fn filter_of<F: Filter>(filter: &dyn ErasedFilter) -> Option<&F> {
-    filter.as_any().downcast_ref::<Typed<F>>().map(Typed::filter)
+// The exchange owns the filter, and a future owns the exchange until it is dropped: no second
+// reference count, which all workers would share.
+
+/// As `Box::pin`, which makes the value first and then copies all of it into new memory: of a future
+/// that has not begun, almost nothing is there yet.
+#[inline]
+fn in_place<T: Future<Output = Result<Response>> + 'static>(future: T) -> HandleFuture {
+    Box::into_pin(Box::<MaybeUninit<T>>::write(Box::new_uninit(), future))
 }
 
-impl<F: Filter> ErasedFilter for Typed<F> {
-    fn meta(&self) -> &Meta {
-        &self.meta
-    }
+fn start<F: Filter>(exchange: Rc<Inner>) -> HandleFuture {
+    in_place(async move {
+        let filter = exchange.filter().filter::<F>();
+        filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
+    })
+}
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
+fn start_reply<F: Filter>(exchange: Rc<Inner>) -> HandleFuture {
+    in_place(async move {
+        let filter = exchange.filter().filter::<F>();
+        filter.handle_reply(Response::upstream(exchange.clone())).await
+    })
+}
 
-    fn start(&self, exchange: Rc<Inner>) -> HandleFuture {
-        // The exchange owns the filter, and the future owns the exchange until it is dropped: no
-        // second reference count, which all workers would share.
-        Box::pin(async move {
-            let filter = filter_of::<F>(exchange.filter()).expect("an exchange keeps its filter");
-            filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
-        })
-    }
-
-    fn start_reply(&self, exchange: Rc<Inner>) -> HandleFuture {
-        Box::pin(async move {
-            let filter = filter_of::<F>(exchange.filter()).expect("an exchange keeps its filter");
-            filter.handle_reply(Response::upstream(exchange.clone())).await
-        })
-    }
-
-    fn complete(&self, done: &Completion) {
-        self.filter().on_complete(done);
-    }
+fn complete<F: Filter>(exchange: &Rc<Inner>, outcome: Outcome) -> Result<(), String> {
+    current::within(exchange, || {
+        let done = Completion { outcome, stream: Stream::new(Some(exchange.clone())) };
+        guarded(|| exchange.filter().filter::<F>().on_complete(&done))
+    })
 }
 
 impl Registry {
@@ -357,7 +358,13 @@ fn load<F: Filter>(
         stats,
         _tasks: setup.tasks,
     };
-    Ok(Loaded(Arc::new(Typed { filter: Some(filter), meta })))
+    Ok(Loaded(Arc::new(LoadedFilter {
+        meta,
+        filter: Some(Box::new(filter)),
+        start: start::<F>,
+        start_reply: start_reply::<F>,
+        complete: complete::<F>,
+    })))
 }
 
 fn load_route<F: Filter>(config: Value) -> Result<LoadedRoute, ConfigError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use crate::exchange::Inner;
 use crate::filter::Filter;
-use crate::registry::{ErasedFilter, filter_of};
+use crate::registry::LoadedFilter;
 
 /// A per-route config, parsed: what a host keeps for a route, a virtual host or another level.
 ///
@@ -37,7 +37,7 @@ struct Level<R> {
 /// What a filter has made of a combination of levels. The weak references keep their places in
 /// memory from being used again, so an address is enough to tell who it was.
 struct Merged<R> {
-    filter: Weak<dyn ErasedFilter>,
+    filter: Weak<LoadedFilter>,
     above: Box<[Weak<dyn Any + Send + Sync>]>,
     /// `None` is the most specific level, as it is.
     config: Option<Arc<R>>,
@@ -46,7 +46,7 @@ struct Merged<R> {
 impl<R> Merged<R> {
     fn is_of<'a>(
         &self,
-        filter: &Arc<dyn ErasedFilter>,
+        filter: &Arc<LoadedFilter>,
         above: impl Iterator<Item = &'a LoadedRoute>,
     ) -> bool {
         let known = self.above.iter().map(|level| level.as_ptr().cast::<()>());
@@ -66,7 +66,7 @@ impl<R: Send + Sync + 'static> Level<R> {
 
     fn find<'a>(
         &self,
-        filter: &Arc<dyn ErasedFilter>,
+        filter: &Arc<LoadedFilter>,
         above: impl Iterator<Item = &'a LoadedRoute> + Clone,
     ) -> Option<Arc<R>> {
         let merged = self.merged.read().unwrap_or_else(PoisonError::into_inner);
@@ -75,12 +75,7 @@ impl<R: Send + Sync + 'static> Level<R> {
     }
 
     /// Keeps what was made, unless another worker was faster.
-    fn keep(
-        &self,
-        filter: &Arc<dyn ErasedFilter>,
-        above: &[LoadedRoute],
-        config: Option<R>,
-    ) -> Arc<R> {
+    fn keep(&self, filter: &Arc<LoadedFilter>, above: &[LoadedRoute], config: Option<R>) -> Arc<R> {
         let made = Merged {
             filter: Arc::downgrade(filter),
             above: above.iter().map(|level| Arc::downgrade(&level.0)).collect(),
@@ -109,7 +104,7 @@ impl<R: Send + Sync + 'static> Level<R> {
 /// What holds for a filter of type `F` on the exchange's route.
 pub(crate) fn route_config<F: Filter>(exchange: &Inner) -> Option<Arc<F::RouteConfig>> {
     let filter = exchange.filter_handle();
-    let typed = filter_of::<F>(&**filter)?;
+    let typed = filter.filter_of::<F>()?;
     let mut found = None;
     let mut levels = Vec::new();
     exchange.read(|host| {

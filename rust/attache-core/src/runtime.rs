@@ -37,7 +37,10 @@ fn runtime() -> &'static Handle {
 
 /// Enters the runtime on this thread, for as long as the thread lives: a poll then pays nothing for
 /// it. A thread that is already inside a runtime (a test's, with its own clock) stays there.
-pub(crate) fn enter() {
+///
+/// Returns whether it is ours that the thread is in, for good.
+#[cold]
+pub(crate) fn enter() -> bool {
     thread_local!(static ENTERED: Cell<bool> = const { Cell::new(false) });
     if !ENTERED.get() && Handle::try_current().is_err() {
         ENTERED.set(true);
@@ -45,6 +48,7 @@ pub(crate) fn enter() {
         // promise on a thread that belongs to Envoy.
         std::mem::forget(runtime().enter());
     }
+    ENTERED.get()
 }
 
 /// That of this thread, or ours.
@@ -105,7 +109,7 @@ impl<T: Send + 'static> JoinHandle<T> {
     /// is called in an exchange, and not in a task.
     pub fn detach(mut self) {
         self.abort_on_drop = false;
-        let panics = current::with(|exchange| Some(exchange.filter().meta().panics.clone()));
+        let panics = current::with(|exchange| Some(exchange.filter().meta.panics.clone()));
         let watch = async move {
             if let Err(error) = self.await
                 && error.kind() == ErrorKind::Panicked

@@ -44,17 +44,7 @@ pub trait HostSpan {
     fn set_baggage(&self, key: &str, value: &str);
 }
 
-/// The spans of one exchange.
-#[derive(Default)]
-pub(crate) enum Spans {
-    /// Nobody has asked yet.
-    #[default]
-    Unasked,
-    /// Envoy does not trace this stream, or its end has come.
-    Off,
-    On(Box<Open>),
-}
-
+/// The spans of one exchange, made when somebody asks for them.
 pub(crate) struct Open {
     /// Envoy's own.
     stream: Box<dyn HostSpan>,
@@ -77,22 +67,26 @@ impl Inner {
     fn with_spans<R>(&self, f: impl FnOnce(&mut Open) -> R) -> Option<R> {
         // A span that is closed while another is used here is finished at the end.
         let mut spans = self.spans.try_borrow_mut().ok()?;
-        if matches!(*spans, Spans::Unasked) {
-            let stream = self.read(|host| host.span())?;
-            *spans = match stream {
-                Some(stream) => Spans::On(Box::new(Open { stream, children: Vec::new() })),
-                None => Spans::Off,
+        if self.spans_over.get() {
+            return None;
+        }
+        if spans.is_none() {
+            let Some(stream) = self.read(|host| host.span())? else {
+                // Envoy does not trace this stream.
+                self.spans_over.set(true);
+                return None;
             };
+            *spans = Some(Box::new(Open { stream, children: Vec::new() }));
         }
-        match &mut *spans {
-            Spans::On(open) => Some(f(open)),
-            _ => None,
-        }
+        spans.as_deref_mut().map(f)
     }
 
     /// Finishes all that is open, for good.
+    #[inline]
     pub(crate) fn end_spans(&self) {
-        self.spans.replace(Spans::Off);
+        if !self.spans_over.replace(true) {
+            self.spans.take();
+        }
     }
 }
 

@@ -4,7 +4,6 @@
 //! happens in every exchange. So each worker counts in cells that only it writes to, and somebody
 //! (a task of the config, or the host) now and then hands the sums on.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,21 +49,14 @@ const COUNTS: usize = 8;
 #[repr(align(64))]
 struct Cells([AtomicU64; COUNTS]);
 
-/// How many threads have cells of their own: 8 KiB for each config. Envoys with more workers than this count the others'
-/// exchanges in cells that those share.
+/// How many threads have cells of their own: 8 KiB for each config. Envoys with more workers than this
+/// count the others' exchanges in cells that those share.
 const THREADS: usize = 128;
 
-/// A number of this thread's own.
-fn thread() -> usize {
+/// A number for a thread that counts.
+pub(crate) fn next_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static THREAD: Cell<usize> = const { Cell::new(usize::MAX) });
-    let number = THREAD.get();
-    if number != usize::MAX {
-        return number;
-    }
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    THREAD.set(number);
-    number
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Cells for each thread that counts.
@@ -79,8 +71,8 @@ impl Counts {
     }
 
     #[inline]
-    fn add(&self, what: Count) {
-        match self.own.get(thread()) {
+    fn add(&self, thread: usize, what: Count) {
+        match self.own.get(thread) {
             // No other thread writes to it: a load and a store are enough.
             Some(own) => {
                 let cell = &own.0[what as usize];
@@ -156,10 +148,10 @@ impl Stats {
         })
     }
 
-    /// Counts one. Only on the worker of an exchange of the filter, or a host's own thread.
+    /// Counts one, on the thread that has this number.
     #[inline]
-    pub(crate) fn count(&self, what: Count) {
-        self.counts.add(what);
+    pub(crate) fn count(&self, thread: usize, what: Count) {
+        self.counts.add(thread, what);
     }
 
     /// Gives out what has changed since the last time. Any thread.
@@ -201,7 +193,10 @@ mod tests {
         for _ in 0..4 {
             std::thread::scope(|scope| {
                 for _ in 0..THREADS / 2 {
-                    scope.spawn(|| (0..each).for_each(|_| counts.add(Count::Woken)));
+                    scope.spawn(|| {
+                        let thread = next_number();
+                        (0..each).for_each(|_| counts.add(thread, Count::Woken));
+                    });
                 }
             });
         }

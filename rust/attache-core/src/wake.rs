@@ -15,13 +15,13 @@
 //!
 //! Any state goes to `DEAD` when the stream ends; a wake then does nothing.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::fence;
 use std::task::Waker;
 
 use crate::host::Notify;
 use crate::sync::{AtomicU8, Once, Ordering};
+use crate::worker::Worker;
 
 const IDLE: u8 = 0;
 const SCHEDULED: u8 = 1;
@@ -128,7 +128,7 @@ impl WakeState {
 /// on the same worker: the usual case then costs no allocation and no atomic counting.
 pub(crate) struct OwnWaker(Option<Pair>);
 
-type Pair = (Arc<WakeState>, Waker);
+pub(crate) type Pair = (Arc<WakeState>, Waker);
 
 mod own {
     use super::*;
@@ -139,19 +139,35 @@ mod own {
     /// How many pairs a worker keeps.
     const KEPT: usize = 256;
 
-    thread_local!(static FREE: RefCell<Vec<Pair>> = const { RefCell::new(Vec::new()) });
-
     impl OwnWaker {
-        pub(crate) fn take() -> Self {
-            OwnWaker(Some(FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| {
+        pub(crate) fn take(worker: &Worker) -> Self {
+            OwnWaker(Some(worker.wakers.borrow_mut().pop().unwrap_or_else(|| {
                 let wake = Arc::new(WakeState::new());
                 let waker = Waker::from(wake.clone());
                 (wake, waker)
             })))
         }
 
+        /// The exchange is gone: the pair serves another, unless somebody still holds a waker of it.
+        pub(crate) fn give_back(&mut self, worker: &Worker) {
+            if self.is_shared() {
+                return;
+            }
+            let Some(mut pair) = self.0.take() else { return };
+            if pair.0.notify.is_set() {
+                let Some(renewed) = renewed(pair) else { return };
+                pair = renewed;
+            } else {
+                pair.0.state.store(IDLE, Ordering::Relaxed);
+            }
+            let mut free = worker.wakers.borrow_mut();
+            if free.len() < KEPT {
+                free.push(pair);
+            }
+        }
+
         fn pair(&self) -> &Pair {
-            self.0.as_ref().expect("taken only by drop")
+            self.0.as_ref().expect("given back only when the exchange goes")
         }
 
         pub(crate) fn waker(&self) -> &Waker {
@@ -188,22 +204,12 @@ mod own {
         }
     }
 
-    impl Drop for OwnWaker {
-        fn drop(&mut self) {
-            if self.is_shared() || self.pair().0.notify.is_set() {
-                return;
-            }
-            let Some(pair) = self.0.take() else { return };
-            pair.0.state.store(IDLE, Ordering::Relaxed);
-            // At the thread's end the list may be gone; then the pair just goes too.
-            let _ = FREE.try_with(|free| {
-                if let Ok(mut free) = free.try_borrow_mut()
-                    && free.len() < KEPT
-                {
-                    free.push(pair);
-                }
-            });
-        }
+    /// A pair that can post for another stream.
+    fn renewed((mut wake, waker): Pair) -> Option<Pair> {
+        drop(waker);
+        *Arc::get_mut(&mut wake)? = WakeState::new();
+        let waker = Waker::from(wake.clone());
+        Some((wake, waker))
     }
 }
 

@@ -155,7 +155,7 @@ fn runtime_panicked(what: &str, panic: Box<dyn Any + Send>) {
 }
 
 /// An exchange of ours, as Envoy keeps it.
-type Shared = exchange::Inner<Stream>;
+type Shared = exchange::Inner;
 
 /// Runs a hook of a stream.
 ///
@@ -335,8 +335,8 @@ extern "C" fn envoy_dynamic_module_on_http_filter_new(
     let config = config.cast::<ModuleConfig>();
     // SAFETY: from `config_new`; Envoy's stream holds its config.
     let loaded = unsafe { &(*config).loaded };
-    let exchange = exchange::shared(loaded, Stream::new(envoy, &module().api));
-    Rc::into_raw(exchange).cast()
+    let exchange = Exchange::new(loaded, Stream::new(envoy, &module().api));
+    Rc::into_raw(exchange.into_shared()).cast()
 }
 
 /// Request headers.

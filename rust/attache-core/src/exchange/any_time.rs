@@ -53,7 +53,7 @@ impl Inner {
     fn make_place_for_trailers(&self, direction: Direction, hook: Hook) -> Result<bool> {
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
-        let made = side.out_trailers.as_ref().is_some_and(|t| !t.is_empty());
+        let made = side.rare.out_trailers.as_ref().is_some_and(|t| !t.is_empty());
         let done = side.flow.out_done;
         // As long as the pump runs, nobody can say whether it ends with some.
         if side.flow.mode != Mode::Pump || side.flow.finished || (done && !made) {

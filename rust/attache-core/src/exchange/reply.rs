@@ -42,7 +42,7 @@ impl Inner {
         reply: Box<ReplyStream>,
     ) {
         self.drop_futures();
-        self.state.borrow_mut().reply_to_come = Some(reply);
+        self.state.borrow_mut().rare.reply_to_come = Some(reply);
         let list: Vec<(&[u8], &[u8])> =
             pairs(headers, |name| name != header::CONTENT_LENGTH).collect();
         let details = self.details("reply");
@@ -63,8 +63,8 @@ impl Inner {
         side.flow.mode = Mode::Pump;
         // What Envoy's own config may have put there (`local_reply_config`) is replaced.
         side.flow.reader = false;
-        side.pump = Some(body);
-        side.out_trailers = trailers;
+        side.rare.pump = Some(body);
+        side.rare.out_trailers = trailers;
         drop(state);
         self.set_content_length(Direction::Response, None);
         self.due.set(true);
