@@ -110,12 +110,14 @@ pub enum DataVerdict {
 pub struct Capabilities {
     /// A header may have an empty value. Where not, setting one removes the header.
     pub empty_header_values: bool,
-    /// Trailers may be added to a message that came without, if they are ready in time. Envoy has a
-    /// place for them only while the end of the message arrives, so the message must have been let go
-    /// before that, with a body that is piped or streamed; one without a body ends with its headers.
-    /// And if it is a request with a body, the new body must be complete as soon as the last of the
-    /// old one has been read, without a wait in between. Too late, the exchange fails as where there
-    /// is no such capability. (Trailers of a response that the filter makes itself are no such case.)
+    /// Trailers may be added to a message that came with a body, but without them, if that body is
+    /// piped or streamed. (One that came without a body ends with its headers.)
+    ///
+    /// To a response at any time. To a request only if they are ready in time: Envoy has a place for
+    /// them only while the end of the message arrives. So the request must have been let go before
+    /// that, and the new body must be complete as soon as the last of the old one has been read,
+    /// without a wait in between. Too late, the exchange fails as where there is no such capability.
+    /// (Trailers of a response that the filter makes itself are no such case.)
     pub new_trailers: bool,
     /// Body bytes may be emitted at any time, in any number of pieces. Where not, each arriving
     /// frame allows one emission, and what is produced after the last one leaves together.

@@ -55,8 +55,14 @@ impl Inner {
         let side = state.side(direction);
         let made = side.rare.out_trailers.as_ref().is_some_and(|t| !t.is_empty());
         let done = side.flow.out_done;
-        // As long as the pump runs, nobody can say whether it ends with some.
-        if side.flow.mode != Mode::Pump || side.flow.finished || (done && !made) {
+        let wanted = match side.flow.mode {
+            // As long as the pump runs, nobody can say whether it ends with some.
+            Mode::Pump => !side.flow.finished && (made || !done),
+            // Nor what the filter will make of what it holds.
+            Mode::Hold => direction == Direction::Response && hook == Hook::Data,
+            Mode::Pass | Mode::Discard => false,
+        };
+        if !wanted {
             return Ok(false);
         }
         let at_data = hook == Hook::Data && direction == Direction::Request;
@@ -77,7 +83,8 @@ impl Inner {
     pub(super) fn may_end_with_trailers(&self) -> bool {
         let mut state = self.state.borrow_mut();
         let side = &mut state.response;
-        let comes = side.flow.trailers || !side.flow.ended || side.flow.hook.is_some();
+        let place = side.flow.trailers || side.flow.added;
+        let comes = place || !side.flow.ended || side.flow.hook.is_some();
         self.any_time && comes && self.read(|host| host.capabilities().new_trailers) == Some(true)
     }
 

@@ -127,7 +127,15 @@ impl Filter for Does {
             });
         }
         let mut resp = next.run(req).await?;
+        if what == "held" {
+            tick().await;
+        }
         match (what, how) {
+            ("held", "counts") => resp.pipe_body(counts),
+            ("held", "counts-slowly") => resp.pipe_body(counts_slowly),
+            ("held", "buffers") => assert_eq!(resp.body_mut().buffer(100).await?.len(), 7),
+            ("held", "becomes-204") => resp.set_status(StatusCode::NO_CONTENT),
+            ("held", "replaces") => return Ok(own().with_trailers(counted(13))),
             ("response", "ticks") => resp.pipe_body(ticks),
             ("response", "floods") => resp.pipe_body(floods),
             ("response", "crawls") => resp.pipe_body(crawls),
@@ -360,6 +368,50 @@ fn a_response_gets_trailers_even_late() {
         );
         assert!(response.is_complete());
     }
+}
+
+/// What becomes of it is not known yet when its end comes.
+#[test]
+fn a_response_that_ended_while_it_was_held_gets_trailers() {
+    let ended = |path: &str| {
+        let exchange = host().open(TestRequest::get(path));
+        exchange.respond(TestResponse::new(200).streaming());
+        exchange.respond_chunk("one ");
+        exchange.respond_last("two");
+        assert!(exchange.response().is_none(), "it is held");
+        pass(&exchange, 6);
+        exchange
+    };
+    for path in ["/held/counts", "/held/counts-slowly"] {
+        let response = ended(path).finish();
+        assert_eq!(
+            (&*response.text(), response.trailer_text("x-count")),
+            ("one two", Some("7")),
+            "{path}"
+        );
+        assert!(response.is_complete());
+    }
+    let response = ended("/held/replaces").finish();
+    assert_eq!(
+        (&*response.text(), response.trailer_text("x-count")),
+        ("one two three", Some("13"))
+    );
+    for (path, body) in
+        [("/held/none", "one two"), ("/held/buffers", "one two"), ("/held/becomes-204", "")]
+    {
+        let response = ended(path).finish();
+        assert_eq!((&*response.text(), response.trailers()), (body, Some(&[][..])), "{path}");
+        assert!(response.is_complete(), "{path}");
+    }
+}
+
+/// Without a body, it ends with its headers.
+#[test]
+fn a_response_without_a_body_gets_no_trailers() {
+    let exchange = host().open(TestRequest::get("/held/counts"));
+    exchange.respond(TestResponse::new(200));
+    pass(&exchange, 1);
+    assert_eq!(exchange.finish().status(), 500);
 }
 
 #[test]
