@@ -245,6 +245,18 @@ TEST_F(BridgeTest, AnotherThreadResumesAnExchange) {
   expectNothingLeft(100);
 }
 
+TEST_F(BridgeTest, AResponseComesWhileItsRequestIsResumed) {
+  for (int round = 0; round < 50; ++round) {
+    Script hop = script("/hop", std::vector<std::string>(round, "piece "));
+    hop.inline_upstream = hop.early_upstream = true;
+    EXPECT_EQ(play(hop).client.text(), "Hello, World");
+    hop = script("/pipe", std::vector<std::string>(round, "piece "));
+    hop.inline_upstream = hop.early_upstream = true;
+    EXPECT_EQ(play(hop).client.text(), "hello, world");
+  }
+  expectNothingLeft(100);
+}
+
 TEST_F(BridgeTest, ATimerResumesAnExchange) {
   EXPECT_EQ(play(script("/timer")).client.text(), "Hello, World");
 }
@@ -377,6 +389,34 @@ TEST_F(BridgeTest, APanicCostsItsExchangeOnly) {
   expectNothingLeft(7);
 }
 
+// It is a fault of the runtime's, and not of the filter's: nothing of the filter has run.
+TEST_F(BridgeTest, AnExchangeThatCannotBeMadeIsRefused) {
+  Script lost = script("/pass", {"some ", "body"});
+  lost.request.has_trailers = true;
+  play(script("/lose-next"));
+  const Report report = play(lost);
+  EXPECT_EQ(report.client.header(":status"), "500");
+  EXPECT_EQ(report.client.text(), "Internal Server Error");
+  EXPECT_EQ(report.details, "attache.runtime.panic");
+  EXPECT_FALSE(report.upstream.has_headers);
+  EXPECT_EQ(config_->metric("attache.bridge.panics"), 1);
+  EXPECT_GE(logged("the runtime panicked in new_stream"), 1);
+  EXPECT_EQ(play(script("/pass")).client.text(), "Hello, World");
+}
+
+TEST_F(BridgeTest, AnExchangeThatCannotBeMadePassesAFilterThatFailsOpen) {
+  config_ = Config::load(main_, "bridge", "", /*fail_open=*/true);
+  Script lost = script("/pass", {"some ", "body"});
+  lost.request.has_trailers = lost.response.has_trailers = true;
+  play(script("/lose-next"));
+  const Report report = play(lost);
+  EXPECT_EQ(report.upstream.text(), "some body");
+  EXPECT_TRUE(report.upstream.has_trailers);
+  EXPECT_EQ(report.client.text(), "Hello, World");
+  EXPECT_TRUE(report.client.has_trailers);
+  EXPECT_EQ(config_->metric("attache.bridge.panics"), 1);
+}
+
 TEST_F(BridgeTest, AnErrorIsAReplyOfItsStatus) {
   EXPECT_EQ(play(script("/error")).client.header(":status"), "418");
 }
@@ -402,6 +442,22 @@ TEST_F(BridgeTest, AReplyEndsTheExchangeInsideTheCallThatSendsIt) {
             1)
       << "an empty value is a value";
   expectNothingLeft(2);
+}
+
+// It is sent without a body, comes by as a response, and gets its body there.
+TEST_F(BridgeTest, AReplyIsStreamedAfterTheRequestHasGone) {
+  for (int round = 0; round < 50; ++round) {
+    Script silent = script("/give-up", round % 2 == 0 ? std::vector<std::string>{}
+                                                      : std::vector<std::string>{"some ", "body"});
+    silent.silent_upstream = true;
+    silent.inline_upstream = round % 3 == 0;
+    const Report report = play(silent);
+    EXPECT_TRUE(report.local_reply);
+    EXPECT_TRUE(report.upstream.has_headers);
+    EXPECT_EQ(report.client.text(), "not the upstream");
+    EXPECT_EQ(report.client.trailers, (HeaderList{{"x-pieces", "3"}}));
+  }
+  expectNothingLeft(50);
 }
 
 TEST_F(BridgeTest, AStreamedReplyWaitsForItsClient) {

@@ -168,7 +168,7 @@ void Stream::onHeaders(Side& side, bool end_stream) {
     verdict = stream_.front()->onHeaders(side.direction, end_stream);
   }
   side.in_hook = false;
-  if (destroyed_) {
+  if (destroyed_ || replyTakesOver(side)) {
     return;
   }
   if (verdict == Verdict::Stop) {
@@ -197,7 +197,7 @@ void Stream::onData(Side& side, std::string data, bool end_stream) {
   }
   side.in_hook = side.in_data_hook = false;
   std::deque<std::string> frame = std::exchange(side.frame, {});
-  if (destroyed_) {
+  if (destroyed_ || replyTakesOver(side)) {
     return;
   }
   switch (verdict) {
@@ -236,7 +236,7 @@ void Stream::onTrailers(Side& side) {
     verdict = stream_.front()->onTrailers(side.direction);
   }
   side.in_hook = false;
-  if (destroyed_) {
+  if (destroyed_ || replyTakesOver(side)) {
     return;
   }
   if (verdict == Verdict::Stop) {
@@ -253,6 +253,15 @@ void Stream::onTrailers(Side& side) {
   if (!destroyed_) {
     passTrailers(side);
   }
+}
+
+// A reply that was sent within a hook of the request comes after it, and nothing else does.
+bool Stream::replyTakesOver(const Side& side) {
+  const bool comes = reply_waits_ && &side == &request_;
+  if (comes) {
+    replyComes();
+  }
+  return comes;
 }
 
 // The sender pauses when too much is held, and goes on at half of that. It does so later: what it
@@ -285,6 +294,7 @@ void Stream::passHeaders(Side& side, bool end_stream) {
 void Stream::passData(Side& side, std::deque<std::string> data, bool end_stream) {
   check(side.released, "data goes before its headers");
   check(!side.to->ended, "data goes after the end");
+  const std::size_t bytes = length(data);
   for (std::string& piece : data) {
     if (!piece.empty()) {
       side.to->body.push_back(std::move(piece));
@@ -292,7 +302,7 @@ void Stream::passData(Side& side, std::deque<std::string> data, bool end_stream)
   }
   side.to->ended = end_stream;
   if (&side == &response_) {
-    toClient(length(data));
+    toClient(bytes);
   }
   if (!destroyed_) {
     watch(side);
@@ -315,7 +325,8 @@ void Stream::arrived(Side& side) {
     }
     return;
   }
-  if (answering_ || replied_ || !(side.to->ended || script_.early_upstream)) {
+  const bool answers = side.to->ended ? !script_.silent_upstream : script_.early_upstream;
+  if (answering_ || replied_ || !answers) {
     return;
   }
   answering_ = true;
@@ -533,23 +544,43 @@ void Stream::resume(Direction direction) noexcept {
   check(!side.in_hook, "resumed within a hook of the same direction");
   check(side.stopped && !side.to->ended, "resumed without a stop");
   side.stopped = false;
-  const bool trailers = side.trailers_came || side.trailers_added;
-  std::deque<std::string> held = std::exchange(side.held, {});
-  if (!side.released) {
-    passHeaders(side, side.headers_only && held.empty() && !trailers);
-    if (destroyed_ || side.to->ended) {
-      return;
+  if (!side.ended) {
+    // What is held stays until the headers have gone: their receiver may make this filter read it.
+    if (!side.released) {
+      passHeaders(side, false);
     }
+    if (!side.held.empty() && !destroyed_) {
+      injectHeld(side, false);
+    }
+    return;
   }
-  const bool end = side.ended && !trailers;
-  if (!held.empty() || end) {
-    passData(side, std::move(held), end);
+  if (!side.trailers_came && !side.trailers_added) {
+    if (side.headers_only && !side.released && side.held.empty()) {
+      passHeaders(side, true);
+    } else {
+      injectHeld(side, true);
+    }
+    return;
   }
-  if (trailers && !destroyed_) {
-    passTrailers(side);
+  if (!side.held.empty()) {
+    injectHeld(side, false);
+  }
+  if (!side.released && !destroyed_) {
+    passHeaders(side, false);
   }
   if (!destroyed_) {
-    watch(side);
+    passTrailers(side);
+  }
+}
+
+// The sender may go on when what was held has arrived behind the filter.
+void Stream::injectHeld(Side& side, bool end_stream) {
+  std::deque<std::string> held = std::exchange(side.held, {});
+  if (!side.released) {
+    passHeaders(side, false);
+  }
+  if (!destroyed_) {
+    passData(side, std::move(held), end_stream);
   }
 }
 
@@ -577,12 +608,7 @@ void Stream::release(Direction direction) noexcept {
   const std::shared_ptr<Stream> self = shared_from_this();
   Side& side = this->side(direction);
   check(!destroyed_ && !request_.in_hook && !response_.in_hook, "released within a hook");
-  if (!side.released) {
-    passHeaders(side, false);
-  }
-  if (!destroyed_ && !side.held.empty()) {
-    passData(side, std::exchange(side.held, {}), false);
-  }
+  injectHeld(side, false);
 }
 
 // ---- What Rust asks for: replies ------------------------------------------------------------
@@ -596,19 +622,41 @@ void Stream::sendReply(std::uint16_t status, rust::Slice<const bridge::HeaderVie
   replied_ = true;
   report_.local_reply = true;
   report_.details = std::string(details);
-  report_.client.has_headers = true;
-  report_.client.headers = list(headers);
-  report_.client.headers.emplace_back(":status", std::to_string(status));
+  Message reply;
+  reply.headers = list(headers);
+  reply.headers.emplace_back(":status", std::to_string(status));
   if (body.size() > 0) {
-    report_.client.body.push_back(text(body));
+    reply.body.push_back(text(body));
   }
-  report_.client.ended = true;
   {
     const Event event(*this);
     stream_.front()->onLocalReply();
   }
-  if (!destroyed_) {
+  if (destroyed_) {
+    return;
+  }
+  if (response_.message.has_headers) {
+    // A response is on its way already: this one goes past the filters.
+    report_.client = std::move(reply);
+    report_.client.has_headers = report_.client.ended = true;
     replyEnds();
+    return;
+  }
+  response_.message = std::move(reply);
+  reply_waits_ = true;
+  if (!request_.in_hook) {
+    replyComes();
+  }
+}
+
+// A reply comes by as any response does, the filter's own too.
+void Stream::replyComes() {
+  reply_waits_ = false;
+  response_.started = true;
+  const std::vector<std::string> body = response_.message.body;
+  onHeaders(response_, body.empty());
+  if (!body.empty() && !destroyed_) {
+    onData(response_, body.front(), true);
   }
 }
 
@@ -619,34 +667,25 @@ void Stream::sendReplyHeaders(rust::Slice<const bridge::HeaderView> headers,
   check(!report_.client.has_headers && !replied_, "a reply after a reply");
   replied_ = true;
   report_.local_reply = true;
-  report_.client.has_headers = true;
-  report_.client.headers = list(headers);
-  if (end_stream) {
-    report_.client.ended = true;
-    replyEnds();
-  }
+  response_.started = true;
+  response_.message = Message();
+  response_.message.headers = list(headers);
+  onHeaders(response_, end_stream);
 }
 
 void Stream::sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept {
   const std::shared_ptr<Stream> self = shared_from_this();
   check(!destroyed_, "a reply's data after destroy");
-  check(replied_ && !report_.client.ended, "data of no reply");
-  report_.client.body.push_back(text(data));
-  toClient(data.size());
-  if (end_stream && !destroyed_) {
-    report_.client.ended = true;
-    replyEnds();
-  }
+  check(replied_ && response_.started && !response_.ended, "data of no reply");
+  onData(response_, text(data), end_stream);
 }
 
 void Stream::sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) noexcept {
   const std::shared_ptr<Stream> self = shared_from_this();
   check(!destroyed_, "a reply's trailers after destroy");
-  check(replied_ && !report_.client.ended, "trailers of no reply");
-  report_.client.has_trailers = true;
-  report_.client.trailers = list(trailers);
-  report_.client.ended = true;
-  replyEnds();
+  check(replied_ && response_.started && !response_.ended, "trailers of no reply");
+  response_.message.trailers = list(trailers);
+  onTrailers(response_);
 }
 
 void Stream::reset(rust::Str details) noexcept {

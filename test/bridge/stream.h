@@ -45,6 +45,8 @@ struct Script {
   bool inline_upstream{};
   // It answers before the request has ended.
   bool early_upstream{};
+  // It never answers.
+  bool silent_upstream{};
   // It echoes the request's body.
   bool echo{};
   // The client resets when the request has been sent.
@@ -169,17 +171,20 @@ private:
   void onData(Side& side, std::string data, bool end_stream);
   void onTrailers(Side& side);
   void watch(Side& side);
+  bool replyTakesOver(const Side& side);
 
   // What reaches the next hop.
   void passHeaders(Side& side, bool end_stream);
   void passData(Side& side, std::deque<std::string> data, bool end_stream);
   void passTrailers(Side& side);
+  void injectHeld(Side& side, bool end_stream);
   void arrived(Side& side);
   void answer();
 
   // What reaches the client.
   void toClient(std::size_t bytes);
   void clientReads();
+  void replyComes();
   void replyEnds();
   void finish();
 
@@ -198,6 +203,8 @@ private:
   bool client_full_{};
   bool answering_{};
   bool replied_{};
+  // A reply was sent within a hook of the request.
+  bool reply_waits_{};
   bool destroyed_{};
   int events_{};
 

@@ -120,6 +120,15 @@ impl Loaded {
         self.0.meta.name
     }
 
+    /// An exchange could not be made, for a fault of the runtime: counts that among the filter's panics.
+    /// Returns whether the stream may go on without it, since the filter fails open.
+    #[cold]
+    pub fn lose(&self) -> bool {
+        let meta = self.0.meta();
+        meta.panics.inc();
+        meta.options.fail_open
+    }
+
     /// Gives out, as changes of metrics without labels, what the runtime has counted and not yet told
     /// the config's [`MetricSink`](crate::MetricSink).
     ///

@@ -48,6 +48,9 @@ mod stream;
 #[doc(hidden)]
 pub mod __private {
     pub use attache_core::registry::Registry;
+
+    #[cfg(debug_assertions)]
+    pub use crate::stream::faults::fail_next_stream;
 }
 
 /// Names the crates whose filters are compiled into Envoy, once in a program:

@@ -24,71 +24,155 @@ const SLICES: usize = 16;
 /// A stream, for C++ to keep.
 ///
 /// C++ keeps the config for as long as the stream.
-pub(crate) struct Stream {
-    /// Not there if the runtime failed to make it: all is held then.
-    exchange: Option<Exchange>,
+pub(crate) struct Stream(Made);
+
+enum Made {
+    Exchange(Exchange),
+    /// The runtime has failed to make one.
+    Failed(Failed),
+}
+
+/// What is done with a stream that has no exchange: the request is refused, unless the filter fails
+/// open. Whatever comes as a response is not for the filter.
+struct Failed {
+    /// There if the request is refused. The invariant is that of [`CxxHost`].
+    refuses: Option<NonNull<StreamHost>>,
 }
 
 /// # Safety
 /// `config` and `host` must stay valid for as long as the stream, which must not leave the thread.
 pub(crate) unsafe fn new_stream(config: &FilterConfig, host: *mut StreamHost) -> Box<Stream> {
     let begin = || {
+        #[cfg(debug_assertions)]
+        faults::strike();
         let host = NonNull::new(host).expect("a stream has a host");
         Exchange::new(config.loaded(), CxxHost { host, views: Views::default() })
     };
-    Box::new(Stream { exchange: shielded("new_stream", begin).ok() })
+    let made = match shielded("new_stream", begin) {
+        Ok(exchange) => Made::Exchange(exchange),
+        Err(_) => {
+            let passes = shielded("new_stream", || config.loaded().lose()).unwrap_or(false);
+            Made::Failed(Failed { refuses: NonNull::new(host).filter(|_| !passes) })
+        }
+    };
+    Box::new(Stream(made))
+}
+
+/// Faults of the runtime, for tests of what comes of them.
+#[cfg(debug_assertions)]
+pub(crate) mod faults {
+    use std::cell::Cell;
+
+    thread_local!(static ARMED: Cell<bool> = const { Cell::new(false) });
+
+    /// The next stream of this thread will have no exchange.
+    pub fn fail_next_stream() {
+        ARMED.set(true);
+    }
+
+    pub(super) fn strike() {
+        assert!(!ARMED.take(), "a test has asked for this");
+    }
+}
+
+impl Failed {
+    fn is_let_go(&self, direction: Direction) -> bool {
+        self.refuses.is_none() || direction != Direction::Request
+    }
+
+    fn headers(&self, direction: Direction) -> Verdict {
+        let Some(mut host) = self.refuses.filter(|_| !self.is_let_go(direction)) else {
+            return Verdict::Continue;
+        };
+        // SAFETY: the invariant of the type.
+        let host = unsafe { Pin::new_unchecked(host.as_mut()) };
+        host.send_reply(500, &[], b"Internal Server Error", "attache.runtime.panic");
+        Verdict::Stop
+    }
 }
 
 impl Stream {
-    /// Runs an event.
-    fn event<R>(&self, what: &str, safe: R, f: impl FnOnce(&Exchange) -> R) -> R {
-        let Some(exchange) = &self.exchange else { return safe };
+    fn exchange(&self) -> Option<&Exchange> {
+        match &self.0 {
+            Made::Exchange(exchange) => Some(exchange),
+            Made::Failed(_) => None,
+        }
+    }
+
+    /// Runs an event of an exchange.
+    fn run<R>(what: &str, exchange: &Exchange, safe: R, f: impl FnOnce(&Exchange) -> R) -> R {
         shielded(what, || f(exchange)).unwrap_or_else(|_| {
             let _ = shielded("abort", || exchange.abort());
             safe
         })
     }
 
+    /// Runs an event that asks for nothing.
+    fn event(&self, what: &str, f: impl FnOnce(&Exchange)) {
+        if let Some(exchange) = self.exchange() {
+            Self::run(what, exchange, (), f);
+        }
+    }
+
     pub(crate) fn on_headers(&self, direction: Direction, end_stream: bool) -> Verdict {
-        self.event("headers", Verdict::Stop, |exchange| {
-            exchange.headers(direction.into(), end_stream).into()
-        })
+        match &self.0 {
+            Made::Exchange(exchange) => Self::run("headers", exchange, Verdict::Stop, |exchange| {
+                exchange.headers(direction.into(), end_stream).into()
+            }),
+            Made::Failed(failed) => {
+                shielded("headers", || failed.headers(direction)).unwrap_or(Verdict::Stop)
+            }
+        }
     }
 
     pub(crate) fn on_data(&self, direction: Direction, end_stream: bool) -> DataVerdict {
-        self.event("data", DataVerdict::StopNoBuffer, |exchange| {
-            exchange.data(direction.into(), end_stream).into()
-        })
+        match &self.0 {
+            Made::Exchange(exchange) => {
+                Self::run("data", exchange, DataVerdict::StopNoBuffer, |exchange| {
+                    exchange.data(direction.into(), end_stream).into()
+                })
+            }
+            Made::Failed(failed) if failed.is_let_go(direction) => DataVerdict::Continue,
+            Made::Failed(_) => DataVerdict::StopNoBuffer,
+        }
     }
 
     pub(crate) fn on_trailers(&self, direction: Direction) -> Verdict {
-        self.event("trailers", Verdict::Stop, |exchange| exchange.trailers(direction.into()).into())
+        match &self.0 {
+            Made::Exchange(exchange) => {
+                Self::run("trailers", exchange, Verdict::Stop, |exchange| {
+                    exchange.trailers(direction.into()).into()
+                })
+            }
+            Made::Failed(failed) if failed.is_let_go(direction) => Verdict::Continue,
+            Made::Failed(_) => Verdict::Stop,
+        }
     }
 
     pub(crate) fn on_scheduled(&self) {
-        self.event("scheduled", (), Exchange::scheduled);
+        self.event("scheduled", Exchange::scheduled);
     }
 
     pub(crate) fn on_local_reply(&self) {
-        self.event("local_reply", (), Exchange::local_reply);
+        self.event("local_reply", Exchange::local_reply);
     }
 
     pub(crate) fn on_downstream_watermark(&self, above: bool) {
-        self.event("watermark", (), |exchange| exchange.downstream_watermark(above));
+        self.event("watermark", |exchange| exchange.downstream_watermark(above));
     }
 
     pub(crate) fn on_upstream_watermark(&self, above: bool) {
-        self.event("watermark", (), |exchange| exchange.upstream_watermark(above));
+        self.event("watermark", |exchange| exchange.upstream_watermark(above));
     }
 
     pub(crate) fn on_call_headers(&self, id: u64, headers: &[HeaderView], end_stream: bool) {
-        self.event("call_headers", (), |exchange| {
+        self.event("call_headers", |exchange| {
             exchange.call_headers(id, end_stream, fields(headers));
         });
     }
 
     pub(crate) fn on_call_data(&self, id: u64, slices: &[ffi::Bytes], end_stream: bool) {
-        self.event("call_data", (), |exchange| {
+        self.event("call_data", |exchange| {
             // SAFETY: C++ keeps the bytes during this call.
             let slices = slices.iter().map(|slice| unsafe { slice.as_slice() });
             exchange.call_data(id, end_stream, slices);
@@ -96,11 +180,11 @@ impl Stream {
     }
 
     pub(crate) fn on_call_trailers(&self, id: u64, trailers: &[HeaderView]) {
-        self.event("call_trailers", (), |exchange| exchange.call_trailers(id, fields(trailers)));
+        self.event("call_trailers", |exchange| exchange.call_trailers(id, fields(trailers)));
     }
 
     pub(crate) fn on_call_complete(&self, id: u64) {
-        self.event("call_complete", (), |exchange| exchange.call_complete(id));
+        self.event("call_complete", |exchange| exchange.call_complete(id));
     }
 
     pub(crate) fn on_call_failed(&self, id: u64, failure: ffi::CallFailure) {
@@ -110,15 +194,15 @@ impl Stream {
             ffi::CallFailure::TooLarge => Some(CallFailure::TooLarge),
             _ => None,
         };
-        self.event("call_failed", (), |exchange| exchange.call_failed(id, failure));
+        self.event("call_failed", |exchange| exchange.call_failed(id, failure));
     }
 
     pub(crate) fn on_complete(&self) {
-        self.event("complete", (), Exchange::complete);
+        self.event("complete", Exchange::complete);
     }
 
     pub(crate) fn on_destroy(&self) {
-        self.event("destroy", (), Exchange::destroy);
+        self.event("destroy", Exchange::destroy);
     }
 }
 
@@ -127,7 +211,8 @@ impl Drop for Stream {
         // Where C++ has done it, it does nothing more.
         self.on_destroy();
         // It may be the last owner of the filter, whose `Drop` is the filter's.
-        let _ = shielded("drop", || drop(self.exchange.take()));
+        let gone = Made::Failed(Failed { refuses: None });
+        let _ = shielded("drop", || drop(std::mem::replace(&mut self.0, gone)));
     }
 }
 

@@ -6,6 +6,7 @@ use std::task::{Poll, Waker};
 
 use attache::prelude::*;
 use attache::{Counter, Gauge, Histogram};
+use futures_util::StreamExt;
 use serde::Deserialize;
 
 attache::filters! { "bridge" => Bridge }
@@ -110,6 +111,9 @@ impl Filter for Bridge {
                 return Ok(resp);
             }
             "/panic" => panic!("a panic before the first wait"),
+            // The runtime will fail to make this worker's next exchange.
+            #[cfg(debug_assertions)]
+            "/lose-next" => attache_cxx::__private::fail_next_stream(),
             "/panic-later" => {
                 hop().await?;
                 panic!("a panic after a wait");
@@ -134,6 +138,17 @@ impl Filter for Bridge {
                     Some((hop().await.map(|()| Bytes::from(vec![b'r'; 1024])), piece + 1))
                 });
                 return Ok(Response::new(StatusCode::OK).with_body(Body::from_stream(pieces)));
+            }
+            // Does not wait for the upstream, and answers piece by piece.
+            "/give-up" => {
+                let patience = std::time::Duration::from_millis(1);
+                let _ = tokio::time::timeout(patience, next.run(req)).await;
+                let pieces = futures_util::stream::iter(["not ", "the ", "upstream"])
+                    .then(|piece| async move { hop().await.map(|()| Bytes::from(piece)) });
+                let mut trailers = attache::http::HeaderMap::new();
+                trailers.insert("x-pieces", 3.into());
+                let reply = Response::new(StatusCode::OK).with_body(Body::from_stream(pieces));
+                return Ok(reply.with_trailers(trailers));
             }
             // Takes the body piece by piece, with a hop between.
             "/upload" => {
