@@ -124,7 +124,7 @@ impl Loaded {
     /// Returns whether the stream may go on without it, since the filter fails open.
     #[cold]
     pub fn lose(&self) -> bool {
-        let meta = self.0.meta();
+        let meta = &self.0.meta;
         meta.panics.inc();
         meta.options.fail_open
     }
