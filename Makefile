@@ -11,7 +11,7 @@ BUILD_OPTS ?=
 IMAGE ?= attache-envoy
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-bridge lint bench conformance build-envoy test-envoy image doc fmt clean envoy tools
+.PHONY: help run test test-bridge lint bench conformance build-envoy test-envoy image schema doc fmt clean envoy tools
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-envoy: ## test the C++ filter with Envoy's own test libraries (BUILD_OPTS=.
 image: build-envoy ## a container image of that Envoy, called IMAGE (attache-envoy)
 	@test/need docker
 	docker build --file contrib/deploy/Dockerfile --tag $(IMAGE) "$$(dirname "$$(realpath bazel-bin/envoy)")"
+
+schema: tools ## write the JSON Schema of each filter's config into contrib/filters
+	cargo run -p attache-schemas
 
 doc: tools ## build the API docs and say where they are
 	cargo doc --workspace --no-deps

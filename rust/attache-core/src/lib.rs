@@ -42,6 +42,8 @@ mod per_worker;
 pub mod registry;
 mod route;
 mod runtime;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod secret;
 mod span;
 mod stats;

@@ -49,6 +49,7 @@ impl fmt::Debug for Entry {
 
 /// What every filter's config may carry under the key `attache`, beside the filter's own fields.
 #[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Options {
     /// Let the exchange go on when the filter fails and nothing of the message was taken.
@@ -57,15 +58,18 @@ pub(crate) struct Options {
     slow_poll_ms: f64,
     /// The most output, in bytes, that is gathered where the host can emit only once more.
     pub(crate) gather_limit_bytes: usize,
+    /// What is counted, and how often Envoy learns of it.
     stats: StatsOptions,
 }
 
 /// What is counted, and how often Envoy learns of it.
 #[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct StatsOptions {
     /// Record how long each poll takes, in `attache.<filter>.poll_time_us`.
     poll_time: bool,
+    /// How often Envoy is told what was counted: 10 or more.
     interval_ms: f64,
 }
 
@@ -393,7 +397,7 @@ fn parse_json(config: &[u8]) -> Result<Value, ConfigError> {
 }
 
 /// Splits the reserved key off.
-fn parse(config: &[u8], defaults: Defaults) -> Result<(Value, Options), ConfigError> {
+pub(crate) fn parse(config: &[u8], defaults: Defaults) -> Result<(Value, Options), ConfigError> {
     let mut config = parse_json(config)?;
     let options = config.as_object_mut().and_then(|fields| fields.remove("attache"));
     let mut options = options.unwrap_or_else(|| Value::Object(Default::default()));
@@ -405,7 +409,7 @@ fn parse(config: &[u8], defaults: Defaults) -> Result<(Value, Options), ConfigEr
     Ok((config, options))
 }
 
-fn typed<T: DeserializeOwned>(config: Value) -> Result<T, ConfigError> {
+pub(crate) fn typed<T: DeserializeOwned>(config: Value) -> Result<T, ConfigError> {
     typed_at("", config)
 }
 

@@ -28,6 +28,7 @@ const LOOK: Duration = Duration::from_secs(1);
 ///
 /// [`Setup::secret`](crate::Setup::secret) makes a [`Secret`] of it.
 #[derive(Clone, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum SecretSource {

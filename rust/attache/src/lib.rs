@@ -49,11 +49,16 @@
 //! What is around the messages (route, addresses, TLS, metadata, filter state, where the request goes)
 //! is behind [`Request::stream`], a handle for the whole exchange: see [`Stream`].
 //!
+//! With the feature `schema`, `attache::schema::of` makes a JSON Schema of a filter's config, whose types
+//! derive `schemars::JsonSchema` for that. A filter without one does nothing.
+//!
 //! The details are on [`Filter`], [`Request`], [`Response`], [`Body`] and [`Stream`].
 
 #![forbid(unsafe_code)]
 
 pub use attache_core::host::Capabilities;
+#[cfg(feature = "schema")]
+pub use attache_core::schema;
 pub use attache_core::{
     Attribute, AttributeValue, Extensions, FilterState, FromMetadata, HostHealth, Info, LifeSpan,
     Metadata, MetadataValue, ResetReason, ResponseFlags, Sharing, Stream, TimePoint, Tls,
@@ -67,6 +72,8 @@ pub use attache_core::{
 };
 pub use bytes;
 pub use http;
+#[cfg(feature = "schema")]
+pub use schemars;
 
 /// What a filter usually needs.
 pub mod prelude {

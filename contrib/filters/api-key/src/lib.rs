@@ -29,6 +29,8 @@ pub struct ApiKey {
 
 /// The config; the README has a table of it.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Config {
     /// The header that has the key.
     #[serde(default = "default_header")]
@@ -53,6 +55,8 @@ pub struct Config {
 
 /// The per-route config.
 #[derive(Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(default)]
 pub struct Route {
     /// No key is asked for.

@@ -36,11 +36,17 @@ pub trait KeyStore: Send + Sync + 'static {
 
 /// A key as configs and key files have it: only its hash, so that reading them lets nobody in.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Whose it is.
     pub consumer: String,
     /// The SHA-256 of the key, in hexadecimal.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "String", regex(pattern = "^[0-9a-fA-F]{64}$"))
+    )]
     pub sha256: Hash,
     /// What the consumer may do.
     #[serde(default)]

@@ -13,6 +13,8 @@ pub struct Echo {
 
 /// The config: `{path: /echo}`.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Config {
     /// The path that is answered, with any query.
     #[serde(default = "default_path")]

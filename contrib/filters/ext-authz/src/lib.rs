@@ -35,6 +35,8 @@ pub struct ExtAuthz {
 
 /// The config; the README has a table of it.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Config {
     /// The cluster of the service.
     pub cluster: String,
@@ -66,6 +68,8 @@ pub struct Config {
 
 /// Which answers are remembered.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(default)]
 pub struct Cache {
     /// For how long a consent is.
@@ -84,6 +88,8 @@ impl Default for Cache {
 
 /// The per-route config.
 #[derive(Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(default)]
 pub struct Route {
     /// Nobody is asked.

@@ -11,7 +11,10 @@ pub struct Hello {
 
 /// The config: `{greeting: hi}`.
 #[derive(serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Config {
+    /// What is in `x-hello`.
     greeting: String,
 }
 

@@ -40,6 +40,8 @@ pub struct Jwt {
 
 /// The config; the README has a table of it.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Config {
     /// Who may have made the token.
     pub issuer: String,
@@ -70,6 +72,8 @@ pub struct Config {
 
 /// What is remembered of valid tokens.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(default)]
 pub struct Cache {
     /// How many tokens each worker remembers; with none, each is checked each time.
@@ -84,6 +88,8 @@ impl Default for Cache {
 
 /// Where the keys are.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Jwks {
     /// The cluster that has them.
     pub cluster: String,
@@ -106,6 +112,8 @@ pub struct Jwks {
 
 /// The per-route config.
 #[derive(Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(default)]
 pub struct Route {
     /// No token is asked for.

@@ -24,6 +24,8 @@ pub struct Redact {
 
 /// The config; the README has a table of it.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 pub struct Config {
     /// The secrets, literally.
     pub patterns: Vec<String>,
@@ -44,6 +46,8 @@ pub struct Config {
 
 /// Which bodies.
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// Those of requests.
@@ -54,6 +58,8 @@ pub enum Direction {
 
 /// What becomes of a body with a `content-encoding`.
 #[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[cfg_attr(feature = "schema", derive(attache::schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(crate = "attache::schemars"))]
 #[serde(rename_all = "snake_case")]
 pub enum Encoded {
     /// It is refused: a request with 415, a response with 502.
