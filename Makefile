@@ -38,7 +38,8 @@ lint: tools ## check formatting, clippy, docs (warnings denied) and the lock for
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
 bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a trial
-	cargo build --profile ship -p attache-bench -p attache-bench-raw -p attache-bench-filters
+	cargo build --profile ship -p attache-bench -p attache-bench-raw
+	cargo rustc --profile ship -p attache-bench-filters --crate-type cdylib
 	target/ship/attache-bench $(BENCH_FLAGS)
 
 conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host

@@ -20,28 +20,74 @@ tokio::task_local! {
 pub(crate) struct Scope {
     filter: &'static str,
     /// Empty for what belongs to no stream.
-    stream: String,
+    stream: Short,
 }
 
 impl Scope {
     /// For a filter, and no stream of it.
     pub(crate) fn of(filter: &'static str) -> Self {
-        Scope { filter, stream: String::new() }
+        Scope { filter, stream: Short::default() }
     }
 
     /// That of whoever asks, as it is now: other threads cannot ask the stream itself.
     pub(crate) fn here() -> Option<Self> {
         look(|exchange| {
-            let mut stream = String::with_capacity(STREAM_ID);
-            exchange.read(|host| host.stream_id(&mut stream));
+            let mut stream = Short::default();
+            // It is as much of it as could be written.
+            let _ = exchange.read(|host| host.stream_id(&mut stream));
             Scope { filter: exchange.filter().meta.name, stream }
         })
         .or_else(|| TASK.try_with(Clone::clone).ok().flatten())
     }
 }
 
-/// How long the id of a stream usually is: `[C12345][a UUID]`, with room to spare.
-const STREAM_ID: usize = 64;
+/// As long as the id of a stream usually is: `[C12345][a UUID]`, with any number.
+const SHORT: usize = 62;
+
+/// A text that needs memory of its own only if it is long.
+#[derive(Clone)]
+enum Short {
+    In([u8; SHORT], u8),
+    Out(String),
+}
+
+impl Default for Short {
+    fn default() -> Self {
+        Short::In([0; SHORT], 0)
+    }
+}
+
+impl Short {
+    fn as_str(&self) -> &str {
+        match self {
+            // Only whole texts were put there.
+            Short::In(bytes, len) => {
+                std::str::from_utf8(&bytes[..usize::from(*len)]).unwrap_or_default()
+            }
+            Short::Out(text) => text,
+        }
+    }
+}
+
+impl Write for Short {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        match self {
+            Short::In(bytes, len) => {
+                let start = usize::from(*len);
+                match bytes.get_mut(start..start + text.len()) {
+                    Some(place) => {
+                        place.copy_from_slice(text.as_bytes());
+                        // At most `SHORT`.
+                        *len += text.len() as u8;
+                    }
+                    None => *self = Short::Out(self.as_str().to_owned() + text),
+                }
+            }
+            Short::Out(all) => all.push_str(text),
+        }
+        Ok(())
+    }
+}
 
 /// A task of a scope's.
 pub(crate) fn task_of<F: Future>(scope: Option<Scope>, task: F) -> impl Future<Output = F::Output> {
@@ -102,7 +148,7 @@ pub fn write_current(out: &mut dyn Write) -> fmt::Result {
     .or_else(|| {
         TASK.try_with(|scope| {
             let Scope { filter, stream } = scope.as_ref()?;
-            Some(write!(out, "[{filter}]{stream} "))
+            Some(write!(out, "[{filter}]{} ", stream.as_str()))
         })
         .ok()?
     })
@@ -115,4 +161,23 @@ pub fn write_current(out: &mut dyn Write) -> fmt::Result {
 /// config lives: it keeps the config for as long as an event of one of its exchanges runs.
 pub fn is_serving(sink: &dyn MetricSink) -> bool {
     look(|exchange| exchange.filter().meta.panics.goes_to(sink)).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_text_may_become_a_long_one() {
+        let mut short = Short::default();
+        assert_eq!(short.as_str(), "");
+        let mut expected = String::new();
+        for piece in ["[C", "17", "]", "\u{e4}", &"x".repeat(SHORT - 8), "y", "z", "the rest"] {
+            assert!(matches!(short, Short::In(..)) || expected.len() > SHORT);
+            write!(short, "{piece}").unwrap();
+            expected.push_str(piece);
+            assert_eq!(short.as_str(), expected);
+        }
+        assert!(matches!(short, Short::Out(_)));
+    }
 }

@@ -25,7 +25,7 @@ use crate::filter::Outcome;
 use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
 use crate::headers::{HeaderError, Headers};
 use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
-use crate::lazy::{Lazy, Unused};
+use crate::lazy::{Lazy, Rarely, Unused};
 use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
 use crate::registry::{HandleFuture, Loaded, LoadedFilter};
 use crate::runtime::guarded;
@@ -77,7 +77,7 @@ pub struct Inner {
     /// Made by the first call to a cluster.
     pub(crate) calls: OnceCell<Box<Calls>>,
     /// Made when somebody asks for them.
-    pub(crate) spans: RefCell<Option<Box<Open>>>,
+    pub(crate) spans: RefCell<Rarely<Open>>,
     host: Box<dyn Host>,
 }
 
@@ -283,7 +283,7 @@ impl Exchange {
             spans_over: Cell::new(false),
             task: Cell::new(None),
             state: RefCell::new(State::new(any_time)),
-            spans: RefCell::new(None),
+            spans: RefCell::new(Rarely::NOT),
             calls: OnceCell::new(),
             host,
         }))
@@ -305,6 +305,7 @@ impl Exchange {
     }
 
     /// Headers have arrived.
+    #[inline]
     pub fn headers(&self, direction: Direction, end_stream: bool) -> Verdict {
         match direction {
             Direction::Request => self.0.on_request_headers(end_stream),
@@ -313,7 +314,11 @@ impl Exchange {
     }
 
     /// A frame of body has arrived; `end_stream` also when it is empty.
+    #[inline]
     pub fn data(&self, direction: Direction, end_stream: bool) -> DataVerdict {
+        if self.0.data_passes(direction, end_stream) {
+            return DataVerdict::Continue;
+        }
         self.0.on_data(direction, end_stream)
     }
 
@@ -329,8 +334,11 @@ impl Exchange {
     }
 
     /// Somebody (Envoy, another filter, this one) sends a local reply.
+    #[inline]
     pub fn local_reply(&self) {
-        self.0.on_local_reply();
+        if !self.0.local_reply_passes() {
+            self.0.on_local_reply();
+        }
     }
 
     /// The next hop of the response (later filters, the client's connection) is full, or one of the
@@ -505,11 +513,22 @@ impl Inner {
         if self.any_time && end {
             self.prepare_end(direction, Hook::Headers);
         }
-        let step = self.state.borrow_mut().flow(direction).on_headers();
-        if step.emit {
-            self.append_output(direction, Area::Buffer);
+        let mut state = self.state.borrow_mut();
+        let flow = state.flow(direction);
+        let step = flow.on_headers();
+        if step.emit || self.any_time {
+            drop(state);
+            if step.emit {
+                self.append_output(direction, Area::Buffer);
+            }
+            return if self.end_hook(direction) { step.verdict } else { Verdict::Stop };
         }
-        if self.end_hook(direction) { step.verdict } else { Verdict::Stop }
+        // As `end_hook`, at once.
+        flow.hook = None;
+        let wanted = flow.mode != Mode::Discard;
+        drop(state);
+        self.end();
+        if wanted && self.alive.get() { step.verdict } else { Verdict::Stop }
     }
 
     /// Whether a direction may still go on: what was moved may have ended the stream, or brought an
@@ -565,16 +584,32 @@ impl Inner {
         state.replied = true;
     }
 
+    /// Whether the filter is out of the data path: there is nothing to look at, and nothing to wake.
+    /// It may be asked before [`Exchange::data`], which does.
+    #[inline]
+    pub fn data_passes(&self, direction: Direction, end: bool) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let flow = state.flow(direction);
+        let passes = flow.mode == Mode::Pass && !flow.stopped;
+        flow.ended |= passes && end;
+        passes
+    }
+
+    /// Whether a local reply that somebody sends is nothing to the filter. It may be asked before
+    /// [`Exchange::local_reply`], which does.
+    #[inline]
+    pub fn local_reply_passes(&self) -> bool {
+        // As a rule: it comes by as the response that `handle` waits for.
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let passes = state.started
+            && !state.replied
+            && state.next == NextState::Called
+            && !state.response.flow.started;
+        state.answered |= passes;
+        passes
+    }
+
     fn on_data(self: &Rc<Self>, direction: Direction, end: bool) -> DataVerdict {
-        {
-            let mut state = self.state.borrow_mut();
-            let side = state.side(direction);
-            // Out of the data path: nothing to look at, nothing to wake.
-            if side.flow.mode == Mode::Pass && !side.flow.stopped {
-                side.flow.ended |= end;
-                return DataVerdict::Continue;
-            }
-        }
         self.in_hook(direction, Hook::Data, |state| {
             let side = state.side(direction);
             side.flow.ended |= end;
@@ -760,6 +795,7 @@ impl Inner {
         self.end();
     }
 
+    #[inline]
     fn begin(&self) {
         let depth = self.depth.get();
         self.depth.set(depth + 1);

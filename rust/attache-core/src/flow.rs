@@ -22,10 +22,12 @@
 mod any_time;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::Bytes;
 
 use crate::host::{DataVerdict, Verdict};
+use crate::lazy::Rarely;
 
 pub(crate) use any_time::Around;
 
@@ -97,8 +99,19 @@ pub(crate) struct Flow {
 }
 
 /// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Queue(Option<Box<Chunks>>);
+pub(crate) struct Queue(Rarely<Chunks>);
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue(Rarely::NOT)
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.get().fmt(f)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Chunks {
@@ -109,35 +122,35 @@ struct Chunks {
 impl Queue {
     pub(crate) fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
-            let queue = self.0.get_or_insert_default();
+            let queue = self.0.get_or_make(Chunks::default);
             queue.len += chunk.len();
             queue.chunks.push_back(chunk);
         }
     }
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
-        let queue = self.0.as_mut()?;
+        let queue = self.0.get_mut()?;
         let chunk = queue.chunks.pop_front()?;
         queue.len -= chunk.len();
         Some(chunk)
     }
     pub(crate) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |queue| queue.len)
+        self.0.get().map_or(0, |queue| queue.len)
     }
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
     /// Whether there was never anything in it.
     pub(crate) fn is_unused(&self) -> bool {
-        self.0.is_none()
+        !self.0.is_there()
     }
     pub(crate) fn clear(&mut self) {
         *self = Queue::default();
     }
-    pub(crate) fn into_chunks(self) -> impl Iterator<Item = Bytes> {
-        self.0.into_iter().flat_map(|queue| queue.chunks)
+    pub(crate) fn into_chunks(mut self) -> impl Iterator<Item = Bytes> {
+        self.0.take().into_iter().flat_map(|queue| queue.chunks)
     }
     pub(crate) fn for_each(&self, mut f: impl FnMut(&[u8])) {
-        self.0.iter().flat_map(|queue| &queue.chunks).for_each(|chunk| f(chunk));
+        self.0.get().into_iter().flat_map(|queue| &queue.chunks).for_each(|chunk| f(chunk));
     }
 }
 

@@ -264,6 +264,28 @@ impl Headers {
     }
 
     fn write(&mut self, name: &str, value: &[u8], append: bool) -> Result<(), HeaderError> {
+        if let Repr::Live { exchange, map } = &self.0
+            && is_lower_token(name)
+            && !value.is_empty()
+            && is_value(value)
+        {
+            let written = exchange.read(|host| match append {
+                true => host.append_header(*map, name, value),
+                false => host.set_header(*map, name, value),
+            });
+            return match written {
+                Some(true) => Ok(()),
+                Some(false) => Err(HeaderError::NoSuchMap),
+                None => Err(HeaderError::Gone),
+            };
+        }
+        self.write_unusual(name, value, append)
+    }
+
+    /// What has an empty value, a name with a colon or with letters to lower, or is refused; and what
+    /// is not Envoy's.
+    #[inline(never)]
+    fn write_unusual(&mut self, name: &str, value: &[u8], append: bool) -> Result<(), HeaderError> {
         match &mut self.0 {
             Repr::Owned(owned) => {
                 let map = &mut owned.map;
@@ -359,6 +381,8 @@ impl DerefMut for Trailers {
 /// RFC 9110 `tchar`.
 const TOKEN: u8 = 1;
 const UPPER_CASE: u8 = 2;
+/// Of a token, and not of upper case.
+const LOWER_TOKEN: u8 = 8;
 /// May be in a field's value.
 const VALUE: u8 = 4;
 
@@ -370,9 +394,9 @@ static KINDS: [u8; 256] = {
         let byte = at as u8;
         kinds[at] = match byte {
             b'A'..=b'Z' => TOKEN | UPPER_CASE | VALUE,
-            b'a'..=b'z' | b'0'..=b'9' => TOKEN | VALUE,
+            b'a'..=b'z' | b'0'..=b'9' => TOKEN | LOWER_TOKEN | VALUE,
             b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_'
-            | b'`' | b'|' | b'~' => TOKEN | VALUE,
+            | b'`' | b'|' | b'~' => TOKEN | LOWER_TOKEN | VALUE,
             b'\t' => VALUE,
             0x7f => 0,
             _ if byte >= b' ' => VALUE,
@@ -387,9 +411,22 @@ fn kind(byte: u8) -> u8 {
     KINDS[usize::from(byte)]
 }
 
+/// Whether it is a valid name, and in lower case already.
+#[inline]
+fn is_lower_token(name: &str) -> bool {
+    name.bytes().fold(LOWER_TOKEN, |all, byte| all & kind(byte)) != 0 && !name.is_empty()
+}
+
+#[inline]
+fn is_value(value: &[u8]) -> bool {
+    value.iter().fold(VALUE, |all, &byte| all & kind(byte)) != 0
+}
+
 /// Runs `f` with the name in lower case; allocates only if it is not yet.
+#[inline]
 fn lowered<R>(name: &str, f: impl FnOnce(&str) -> R) -> R {
-    checked(name, |name, _| f(name))
+    let lower = if is_lower_token(name) { None } else { to_lower_case(name) };
+    f(lower.as_deref().unwrap_or(name))
 }
 
 /// As `lowered`, and says whether all of the name's bytes are of a token.
@@ -397,12 +434,14 @@ fn checked<R>(name: &str, f: impl FnOnce(&str, bool) -> R) -> R {
     let both = |(all, any), byte| (all & kind(byte), any | kind(byte));
     let (all, any) = name.bytes().fold((TOKEN, 0), both);
     let is_token = all != 0;
-    if any & UPPER_CASE == 0 { f(name, is_token) } else { f(&to_lower_case(name), is_token) }
+    let lower = if any & UPPER_CASE == 0 { None } else { to_lower_case(name) };
+    f(lower.as_deref().unwrap_or(name), is_token)
 }
 
+/// None if it is in lower case already.
 #[cold]
-fn to_lower_case(name: &str) -> String {
-    name.to_ascii_lowercase()
+fn to_lower_case(name: &str) -> Option<String> {
+    name.bytes().any(|byte| byte.is_ascii_uppercase()).then(|| name.to_ascii_lowercase())
 }
 
 pub(crate) fn check_name(name: &str, map: Map, append: bool) -> Result<(), HeaderError> {
@@ -438,7 +477,7 @@ fn invalid_value(name: &str) -> HeaderError {
 }
 
 pub(crate) fn check_value(name: &str, value: &[u8], map: Map) -> Result<(), HeaderError> {
-    let mut valid = value.iter().fold(VALUE, |all, &byte| all & kind(byte)) != 0;
+    let mut valid = is_value(value);
     if name.starts_with(':') {
         valid &= !value.is_empty() && !value.contains(&b' ');
         if map == Map::ResponseHeaders {
@@ -479,6 +518,8 @@ mod tests {
             let value = (byte >= b' ' && byte != 0x7f) || byte == b'\t';
             assert_eq!(kind(byte) & VALUE != 0, value, "{byte}");
             assert_eq!(kind(byte) & UPPER_CASE != 0, byte.is_ascii_uppercase(), "{byte}");
+            let lower = token && !byte.is_ascii_uppercase();
+            assert_eq!(kind(byte) & LOWER_TOKEN != 0, lower, "{byte}");
         }
     }
 

@@ -45,11 +45,28 @@ pub fn write_stream_id(
     connection: Option<u64>,
     request: Option<&[u8]>,
 ) -> fmt::Result {
+    // Piece by piece: every task that is spawned in an exchange keeps it, and `write!` costs several
+    // times as much.
     if let Some(connection) = connection {
-        write!(out, "[C{connection}]")?;
+        let mut digits = [0; 20];
+        let mut at = digits.len();
+        let mut rest = connection;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        out.write_str("[C")?;
+        out.write_str(std::str::from_utf8(&digits[at..]).unwrap_or_default())?;
+        out.write_char(']')?;
     }
     if let Some(request) = request {
-        write!(out, "[{}]", String::from_utf8_lossy(request))?;
+        out.write_char('[')?;
+        out.write_str(&String::from_utf8_lossy(request))?;
+        out.write_char(']')?;
     }
     Ok(())
 }
@@ -112,5 +129,23 @@ impl<'a> MakeWriter<'a> for Lines {
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
         Line { sink: self.0, level: *metadata.level() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_named_by_what_is_known_of_it() {
+        let named = |connection, request| {
+            let mut name = String::new();
+            write_stream_id(&mut name, connection, request).unwrap();
+            name
+        };
+        assert_eq!(named(None, None), "");
+        assert_eq!(named(Some(0), None), "[C0]");
+        assert_eq!(named(Some(12_340), Some(b"abc")), "[C12340][abc]");
+        assert_eq!(named(Some(u64::MAX), Some(b"\xff")), "[C18446744073709551615][\u{fffd}]");
     }
 }

@@ -1,8 +1,10 @@
 //! [`Request`], [`Response`] and [`Next`].
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
@@ -344,19 +346,46 @@ impl Next {
     ///
     /// # Errors
     /// The request was made invalid (a bad header), or is not this exchange's.
-    pub async fn run(self, req: Request) -> Result<Response> {
-        let exchange = self.exchange;
-        if !req.message.headers.is_live(&exchange, Map::RequestHeaders) {
-            return Err(Error::make(
-                ErrorKind::InvalidMessage,
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "`next.run` was given the request of another exchange",
-            ));
-        }
-        exchange.release_request(req.message)?;
-        poll_fn(|cx| exchange.poll_response(cx)).await;
-        Ok(Response::upstream(exchange))
+    pub fn run(self, req: Request) -> impl Future<Output = Result<Response>> {
+        Run { exchange: Some(self.exchange), req: Some(req) }
     }
+}
+
+/// What [`Next::run`] returns: nearly every exchange has one, and written out it is smaller than what
+/// an `async fn` becomes.
+struct Run {
+    /// There until it is done.
+    exchange: Option<Rc<Inner>>,
+    /// There until it is polled.
+    req: Option<Request>,
+}
+
+impl Future for Run {
+    type Output = Result<Response>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response>> {
+        let run = &mut *self;
+        let exchange = run.exchange.as_ref().expect("not polled again when it is done");
+        if let Some(Request { message }) = run.req.take() {
+            if !message.headers.is_live(exchange, Map::RequestHeaders) {
+                return Poll::Ready(Err(not_its_own()));
+            }
+            exchange.release_request(message)?;
+        }
+        if exchange.poll_response(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(Response::upstream(run.exchange.take().expect("as above"))))
+    }
+}
+
+#[cold]
+fn not_its_own() -> Error {
+    Error::make(
+        ErrorKind::InvalidMessage,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "`next.run` was given the request of another exchange",
+    )
 }
 
 impl std::fmt::Debug for Inner {

@@ -135,6 +135,8 @@ impl<T> Future for JoinHandle<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         Pin::new(&mut self.task).poll(cx).map(|joined| {
+            // Nothing is left to cancel.
+            self.abort_on_drop = false;
             joined.map_err(|error| match error.try_into_panic() {
                 Ok(payload) => {
                     let message = panic_message(&*payload).to_owned();

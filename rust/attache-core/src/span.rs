@@ -70,22 +70,23 @@ impl Inner {
         if self.spans_over.get() {
             return None;
         }
-        if spans.is_none() {
+        if !spans.is_there() {
             let Some(stream) = self.read(|host| host.span())? else {
                 // Envoy does not trace this stream.
                 self.spans_over.set(true);
                 return None;
             };
-            *spans = Some(Box::new(Open { stream, children: Vec::new() }));
+            spans.get_or_make(|| Open { stream, children: Vec::new() });
         }
-        spans.as_deref_mut().map(f)
+        spans.get_mut().map(f)
     }
 
     /// Finishes all that is open, for good.
     #[inline]
     pub(crate) fn end_spans(&self) {
         if !self.spans_over.replace(true) {
-            self.spans.take();
+            let spans = self.spans.borrow_mut().take();
+            drop(spans);
         }
     }
 }

@@ -188,6 +188,15 @@ unsafe fn with_stream<R>(
     answer
 }
 
+/// What a hook can see of a stream without a reference of its own: it must not run anybody's code.
+///
+/// # Safety
+/// `stream` must come from `.._filter_new`, and not be destroyed while the result is used.
+unsafe fn peek<'a>(stream: ModulePtr) -> &'a Shared {
+    // SAFETY: the caller's promise: it came from `Rc::into_raw`, and its reference is not given up.
+    unsafe { &*stream.cast::<Shared>() }
+}
+
 /// Gives up the last reference to an exchange: what it owns may panic when it is dropped.
 #[cold]
 fn give_up(what: &str, exchange: Exchange) {
@@ -362,6 +371,10 @@ extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
     end: bool,
 ) -> u32 {
     // SAFETY: a live stream of ours.
+    if unsafe { peek(stream) }.data_passes(Direction::Request, end) {
+        return body_status::CONTINUE;
+    }
+    // SAFETY: a live stream of ours.
     unsafe {
         with_stream("request_body", stream, body_status::STOP_ITERATION_NO_BUFFER, |exchange| {
             body_verdict(exchange.data(Direction::Request, end))
@@ -405,6 +418,10 @@ extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
     stream: ModulePtr,
     end: bool,
 ) -> u32 {
+    // SAFETY: a live stream of ours.
+    if unsafe { peek(stream) }.data_passes(Direction::Response, end) {
+        return body_status::CONTINUE;
+    }
     // SAFETY: a live stream of ours.
     unsafe {
         with_stream("response_body", stream, body_status::STOP_ITERATION_NO_BUFFER, |exchange| {
@@ -468,7 +485,10 @@ extern "C" fn envoy_dynamic_module_on_http_filter_local_reply(
     _reset_imminent: bool,
 ) -> u32 {
     // SAFETY: a live stream of ours.
-    unsafe { with_stream("local_reply", stream, (), Exchange::local_reply) }
+    if !unsafe { peek(stream) }.local_reply_passes() {
+        // SAFETY: as above.
+        unsafe { with_stream("local_reply", stream, (), Exchange::local_reply) }
+    }
     LOCAL_REPLY_CONTINUE
 }
 

@@ -197,8 +197,7 @@ fn launcher(options: &Options, cores: Cores) -> Result<(Launcher, Vec<Variant>)>
     for library in libraries.filter(|_| host == Host::Stock) {
         if !modules.join(library).exists() {
             return Err(format!(
-                "{library} is not in {}; build it with \
-                 `cargo build --profile ship -p attache-bench-raw -p attache-bench-filters`",
+                "{library} is not in {}; `make bench` builds it, and test/bench/README.md says how",
                 modules.display()
             )
             .into());
