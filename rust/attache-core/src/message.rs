@@ -173,9 +173,10 @@ impl Request {
         self.headers_mut().set(":method", method.as_str());
     }
 
-    /// The path, with the query. Empty for CONNECT.
+    /// The path, with the query. Empty for CONNECT. Bytes that are no UTF-8 become U+FFFD; see
+    /// [`Headers::get`] with `:path` for them as they are.
     pub fn path(&self) -> String {
-        self.headers().get_str(":path").unwrap_or_default()
+        self.pseudo(":path").unwrap_or_default()
     }
 
     /// Replaces the path, query included. Envoy has already chosen the route, and keeps it; see
@@ -186,12 +187,17 @@ impl Request {
 
     /// The scheme.
     pub fn scheme(&self) -> Option<String> {
-        self.headers().get_str(":scheme")
+        self.pseudo(":scheme")
     }
 
-    /// The authority (`Host`).
+    /// The authority (`Host`). Bytes that are no UTF-8 become U+FFFD.
     pub fn authority(&self) -> Option<String> {
-        self.headers().get_str(":authority")
+        self.pseudo(":authority")
+    }
+
+    /// What is not text must not look as if it were not there: filters decide by it.
+    fn pseudo(&self, name: &str) -> Option<String> {
+        self.headers().with(name, |value| Some(String::from_utf8_lossy(value?).into_owned()))
     }
 
     /// The whole URI.

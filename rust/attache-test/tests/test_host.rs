@@ -354,3 +354,31 @@ fn an_exchange_that_waits_for_ever_fails_the_test() {
     let message = panic_of(|| drop(host().open(TestRequest::get("/hang")).finish()));
     assert!(message.contains("has not ended"), "{message}");
 }
+
+/// Says what the request looks like.
+struct Mirror;
+
+impl Filter for Mirror {
+    type Config = ();
+    type RouteConfig = ();
+    fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Mirror)
+    }
+    async fn handle(&self, req: Request, _: Next) -> Result<Response> {
+        let uri = req.uri().map_err(|error| error.status_code());
+        let text = format!("{} {:?} {uri:?}", req.path(), req.authority());
+        Ok(Response::text(StatusCode::OK, text))
+    }
+}
+
+/// A filter that looks at the path must not take such a one for none.
+#[test]
+fn a_path_that_is_no_text_is_not_an_empty_one() {
+    let host = TestHost::new::<Mirror>("");
+    let odd = |name, value: &'static [u8]| host.request(TestRequest::get("/").header(name, value));
+    let path = odd(":path", b"/secret/\xff").run();
+    let expected = "/secret/\u{fffd} Some(\"test\") Ok(http://test/secret/\u{fffd})";
+    assert_eq!(path.text(), expected);
+    let authority = odd(":authority", b"secret\xff").run();
+    assert_eq!(authority.text(), "/ Some(\"secret\u{fffd}\") Err(400)");
+}
