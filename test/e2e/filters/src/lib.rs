@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod chaos;
 mod crowd;
 mod fault;
 mod keeper;
@@ -240,6 +241,7 @@ async fn use_stale_request() -> Result<Response> {
 attache::filters! {
     "misbehave" => Misbehave,
     "caller" => caller::Caller,
+    "chaos" => chaos::Chaos,
     "crowd" => crowd::Crowd,
     "fault" => fault::Fault,
     "keeper" => keeper::Keeper,
