@@ -1642,7 +1642,7 @@ impl Inner {
         if self.any_time {
             return self.move_on(direction);
         }
-        {
+        let pumps = {
             let mut state = self.state.borrow_mut();
             let flow = state.flow(direction);
             if !flow.is_movable() || !self.alive.get() {
@@ -1667,8 +1667,9 @@ impl Inner {
             {
                 return;
             }
-        }
-        let limit = self.limit();
+            flow.mode == Mode::Pump
+        };
+        let limit = if pumps { self.limit() } else { 0 };
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
         let ended_with_trailers = side.flow.trailers;

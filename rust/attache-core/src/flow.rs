@@ -354,7 +354,8 @@ impl Flow {
         trailers || buffer > self.held
     }
 
-    /// Between hooks. The caller has to carry the step out before it calls again.
+    /// Between hooks. The caller has to carry the step out before it calls again. `limit` is only looked
+    /// at in `Pump`.
     pub(crate) fn between_hooks(&mut self, limit: usize) -> Move {
         match self.mode {
             Mode::Hold => Move::Nothing,

@@ -152,15 +152,17 @@ impl fmt::Debug for Loaded {
 pub(crate) type HandleFuture = Pin<Box<dyn Future<Output = Result<Response>>>>;
 
 /// A filter whose type is forgotten, and what knows the type. Thin to point to, and no search through
-/// tables of functions: this is in the way of every exchange.
+/// tables of functions: this is in the way of every exchange. So what each of them needs stands
+/// together, as it is written here.
+#[repr(C)]
 pub(crate) struct LoadedFilter {
-    pub(crate) meta: Meta,
-    /// There until it is dropped.
-    filter: Option<Box<dyn Any + Send + Sync>>,
     pub(crate) start: fn(Rc<Inner>) -> HandleFuture,
-    pub(crate) start_reply: fn(Rc<Inner>) -> HandleFuture,
     /// Runs `on_complete`. Returns the message of its panic.
     pub(crate) complete: fn(&Rc<Inner>, Outcome) -> Result<(), String>,
+    /// There until it is dropped.
+    filter: Option<Box<dyn Any + Send + Sync>>,
+    pub(crate) meta: Meta,
+    pub(crate) start_reply: fn(Rc<Inner>) -> HandleFuture,
 }
 
 impl LoadedFilter {
@@ -174,16 +176,17 @@ impl LoadedFilter {
     }
 }
 
-/// What the engine keeps beside the filter itself.
+/// What the engine keeps beside the filter itself: first what each exchange needs.
+#[repr(C)]
 pub(crate) struct Meta {
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) clock: PollClock,
     pub(crate) name: &'static str,
     pub(crate) options: Options,
-    pub(crate) clock: PollClock,
     pub(crate) errors: Counter,
     pub(crate) panics: Counter,
     pub(crate) slow_polls: Counter,
     pub(crate) poll_time: Option<Histogram>,
-    pub(crate) stats: Arc<Stats>,
     _tasks: Vec<Tied>,
 }
 
