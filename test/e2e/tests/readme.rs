@@ -1,10 +1,10 @@
 //! The README's own steps, run as they stand: `make run`, and a filter crate outside of this
-//! repository.
+//! repository. And the links of all documents.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use attache_e2e::{Call, Config, Modules, RawConn, on_every_host, within, workspace_root};
@@ -126,4 +126,73 @@ async fn make_run_serves_until_it_is_interrupted() {
 fn free_ports() -> [u16; 2] {
     let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     held.map(|listener| listener.local_addr().expect("bound").port())
+}
+
+/// The documents below a folder; what was built or fetched has none of ours.
+fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let (path, kind) = (entry.path(), entry.file_type().expect("a kind"));
+        let name = entry.file_name();
+        if kind.is_dir() && name != "target" && name != ".envoy" && name != ".git" {
+            documents(&path, found);
+        } else if kind.is_file() && path.extension().is_some_and(|kind| kind == "md") {
+            found.push(path);
+        }
+    }
+}
+
+/// Where the links of a document lead, those in code left out.
+fn links(text: &str) -> Vec<&str> {
+    let mut fenced = false;
+    let prose = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fence && !fenced
+    });
+    prose
+        .flat_map(|line| line.split("](").skip(1))
+        .filter_map(|rest| Some(rest.split_once(')')?.0))
+        .collect()
+}
+
+/// What a heading is called in a link.
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let title = line.trim_start_matches('#').trim().to_lowercase();
+            title
+                .chars()
+                .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_of_every_document_leads_somewhere() {
+    let mut all = Vec::new();
+    documents(&workspace_root(), &mut all);
+    assert!(all.len() > 20, "{all:?}");
+    let mut followed = 0;
+    for document in &all {
+        let text = fs::read_to_string(document).expect("a text");
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            followed += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let folder = document.parent().expect("a file is in a folder");
+            let target = if path.is_empty() { document.clone() } else { folder.join(path) };
+            assert!(target.exists(), "{}: {link} leads nowhere", document.display());
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&target).expect("a text");
+                let known = anchors(&text).iter().any(|known| known == anchor);
+                assert!(known, "{}: {link} has no such heading", document.display());
+            }
+        }
+    }
+    assert!(followed > 20, "only {followed} links were found");
 }
