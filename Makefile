@@ -21,11 +21,12 @@ run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10
 		{ echo "there is no filter contrib/filters/$(FILTER)" >&2; exit 1; }
 	@exec cargo run -p attache-e2e --bin attache-run -- $(FILTER) $(PORT) $(ADMIN_PORT)
 
-test: tools envoy ## run every test; ends in a line of counts
+test: tools envoy ## run every test; ends in a line of counts. BRIDGE=1: test-bridge too
 	@test/tally \
 		'cargo test --workspace --no-fail-fast' \
 		'cargo test --release --workspace --tests --no-fail-fast' \
-		'env RUSTFLAGS=--cfg=loom cargo test --release -p attache-core --lib --target-dir target/loom'
+		'env RUSTFLAGS=--cfg=loom cargo test --release -p attache-core --lib --target-dir target/loom' \
+		$(if $(BRIDGE),'make -k -C test/bridge')
 
 test-bridge: tools ## test the bridge between C++ and Rust under sanitizers; see test/bridge
 	@test/tally 'make -k -C test/bridge'
