@@ -72,6 +72,14 @@ std::uint64_t nextPlace() {
   return ++last;
 }
 
+// Whether there may be filters of stock modules in the same chain.
+bool hasModules() {
+  static const bool has =
+      Registry::FactoryRegistry<Server::Configuration::NamedHttpFilterConfigFactory>::getFactory(
+          "envoy.filters.http.dynamic_modules") != nullptr;
+  return has;
+}
+
 template <class Map>
 std::unique_ptr<Map> makeMap(std::unique_ptr<Map> map,
                              rust::Slice<const bridge::HeaderView> headers) {
@@ -361,6 +369,27 @@ void Filter::continueIteration(Side& side, Direction direction) {
   }
 }
 
+// Envoy shows the next filters, before the trailers, what the shared buffer holds: what the router
+// keeps there for a retry would be sent once more. So that is put aside. Before the router has seen
+// the headers, what is there is another filter's, which wants to find it.
+//
+// `modifyDecodingBuffer` is for the last filter that the data has reached. Here nothing changes for
+// that one: all is back before Envoy looks.
+void Filter::continueWithTrailers(Side& side, Direction direction) {
+  Buffer::OwnedImpl aside;
+  const auto kept = [this] {
+    return const_cast<Buffer::Instance*>(decoder_callbacks_->decodingBuffer());
+  };
+  if (direction == Direction::Request && side.released_ && kept() != nullptr &&
+      decoder_callbacks_->streamInfo().upstreamInfo() != nullptr && !hasModules()) {
+    aside.move(*kept());
+  }
+  continueIteration(side, direction);
+  if (aside.length() > 0 && !destroyed_ && kept() != nullptr) {
+    kept()->prepend(aside);
+  }
+}
+
 // Envoy sends the headers first, if they are still held, and does not ask whether the direction is
 // stopped. It must not happen while a hook of the direction runs.
 void Filter::injectData(Side& side, Direction direction, Buffer::Instance& data, bool end_stream) {
@@ -416,7 +445,7 @@ void Filter::resume(Direction direction) noexcept {
     }
   }
   if (!destroyed_) {
-    continueIteration(side, direction);
+    continueWithTrailers(side, direction);
   }
 }
 
@@ -463,13 +492,6 @@ const std::string& metadataNamespace() { CONSTRUCT_ON_FIRST_USE(std::string, "at
 
 const char* endKeptKey(Direction direction) {
   return direction == Direction::Request ? "request_end_kept" : "response_end_kept";
-}
-
-bool hasModules() {
-  static const bool has =
-      Registry::FactoryRegistry<Server::Configuration::NamedHttpFilterConfigFactory>::getFactory(
-          "envoy.filters.http.dynamic_modules") != nullptr;
-  return has;
 }
 
 } // namespace

@@ -143,6 +143,7 @@ private:
   Buffer::Instance& held(Side& side, ::attache::bridge::Direction direction);
   void addToSharedBuffer(::attache::bridge::Direction direction, Buffer::InstancePtr data);
   void continueIteration(Side& side, ::attache::bridge::Direction direction);
+  void continueWithTrailers(Side& side, ::attache::bridge::Direction direction);
   void injectData(Side& side, ::attache::bridge::Direction direction, Buffer::Instance& data,
                   bool end_stream);
   void injectHeld(Side& side, ::attache::bridge::Direction direction, bool end_stream);
