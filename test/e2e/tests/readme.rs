@@ -173,7 +173,7 @@ fn anchors(text: &str) -> Vec<String> {
 #[test]
 fn every_link_of_every_document_leads_somewhere() {
     let mut all = Vec::new();
-    documents(&workspace_root(), &mut all);
+    documents(workspace_root(), &mut all);
     assert!(all.len() > 20, "{all:?}");
     let mut followed = 0;
     for document in &all {
