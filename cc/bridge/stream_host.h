@@ -30,6 +30,8 @@
 #include "rust/cxx.h"
 
 #include "cc/bridge/notifier.h"
+#include "cc/bridge/span.h"
+#include "cc/bridge/stream_facts.h"
 
 namespace attache {
 namespace bridge {
@@ -38,6 +40,7 @@ enum class Area : std::uint8_t;
 enum class CallStart : std::uint8_t;
 enum class Direction : std::uint8_t;
 enum class HeaderMapType : std::uint8_t;
+enum class ResetReason : std::uint8_t;
 struct Bytes;
 struct HeaderView;
 struct RouteLevels;
@@ -140,7 +143,16 @@ public:
   virtual void sendReplyTrailers(rust::Slice<const HeaderView> trailers) noexcept = 0;
 
   // Resets the stream, both ways.
-  virtual void reset(rust::Str details) noexcept = 0;
+  virtual void reset(ResetReason reason, rust::Str details) noexcept = 0;
+
+  // ---- What is around the messages -------------------------------------------------------------
+
+  // Made when it is first asked for; it stays until `onDestroy`. Null: there is nothing of the kind.
+  // Views stay valid.
+  virtual StreamFacts* facts() noexcept { return nullptr; }
+
+  // The stream's own tracing span; null if it is not traced. Called at most once.
+  virtual std::unique_ptr<Span> span() noexcept { return nullptr; }
 
   // ---- Calls to clusters -----------------------------------------------------------------------
   //

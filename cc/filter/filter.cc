@@ -13,6 +13,7 @@
 #include "source/common/http/header_map_impl.h"
 #include "source/common/http/utility.h"
 
+#include "cc/filter/span.h"
 #include "cc/filter/text.h"
 
 namespace Envoy {
@@ -114,14 +115,21 @@ Filter::Side& Filter::opposite(Direction direction) {
 
 // ---- From Envoy -----------------------------------------------------------------------------
 
-Http::FilterHeadersStatus Filter::decodeHeaders(Http::RequestHeaderMap&, bool end_stream) {
+void Filter::begin() {
   const auto* route =
       Http::Utility::resolveMostSpecificPerFilterConfig<RouteConfig>(decoder_callbacks_);
-  if (route != nullptr && route->disabled()) {
-    return Http::FilterHeadersStatus::Continue;
+  if (route == nullptr || !route->disabled()) {
+    stream_.emplace(bridge::newStream(config_->loaded(), this));
   }
-  stream_.emplace(bridge::newStream(config_->loaded(), this));
-  return onHeaders(Direction::Request, end_stream);
+}
+
+Http::FilterHeadersStatus Filter::decodeHeaders(Http::RequestHeaderMap&, bool end_stream) {
+  saw_request_ = true;
+  if (!stream_.has_value()) {
+    begin();
+  }
+  return stream_.has_value() ? onHeaders(Direction::Request, end_stream)
+                             : Http::FilterHeadersStatus::Continue;
 }
 
 Http::FilterDataStatus Filter::decodeData(Buffer::Instance& data, bool end_stream) {
@@ -135,6 +143,10 @@ Http::FilterTrailersStatus Filter::decodeTrailers(Http::RequestTrailerMap&) {
 }
 
 Http::FilterHeadersStatus Filter::encodeHeaders(Http::ResponseHeaderMap&, bool end_stream) {
+  // An earlier filter has answered.
+  if (!saw_request_) {
+    begin();
+  }
   return passesResponse() ? Http::FilterHeadersStatus::Continue
                           : onHeaders(Direction::Response, end_stream);
 }
@@ -563,9 +575,48 @@ void Filter::sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) n
       makeMap<Http::ResponseTrailerMap>(Http::ResponseTrailerMapImpl::create(), trailers));
 }
 
-void Filter::reset(rust::Str details) noexcept {
+void Filter::reset(bridge::ResetReason reason, rust::Str details) noexcept {
   decoder_callbacks_->streamInfo().setResponseCodeDetails(view(details));
-  decoder_callbacks_->resetStream(Http::StreamResetReason::LocalReset, view(details));
+  decoder_callbacks_->resetStream(reason == bridge::ResetReason::Refused
+                                      ? Http::StreamResetReason::LocalRefusedStreamReset
+                                      : Http::StreamResetReason::LocalReset,
+                                  view(details));
+}
+
+// ---- From Rust: what is around the messages -------------------------------------------------
+
+bridge::StreamFacts* Filter::facts() noexcept {
+  if (facts_ == nullptr) {
+    facts_ = std::make_unique<Facts>(*decoder_callbacks_, *config_, [this] { return recreate(); });
+  }
+  return facts_.get();
+}
+
+std::unique_ptr<bridge::Span> Filter::span() noexcept {
+  return bridgeSpan(decoder_callbacks_->activeSpan(), decoder_callbacks_->dispatcher().timeSource());
+}
+
+// Envoy takes the body of the new stream from its own buffer.
+bool Filter::recreate() {
+  const std::uint64_t others =
+      sharedBuffer(Direction::Request) != nullptr ? sharedBuffer(Direction::Request)->length() : 0;
+  if (request_.holds()) {
+    addToSharedBuffer(Direction::Request, std::move(request_.held_));
+  }
+  if (decoder_callbacks_->recreateStream(nullptr)) {
+    return true;
+  }
+  if (sharedBuffer(Direction::Request) != nullptr) {
+    decoder_callbacks_->modifyDecodingBuffer([this, others](Buffer::Instance& buffer) {
+      Buffer::OwnedImpl front;
+      front.move(buffer, others);
+      if (buffer.length() > 0) {
+        held(request_, Direction::Request).move(buffer);
+      }
+      buffer.move(front);
+    });
+  }
+  return false;
 }
 
 // ---- From Rust: headers ---------------------------------------------------------------------

@@ -25,6 +25,7 @@
 
 #include "absl/types/optional.h"
 #include "cc/bridge/bridge.h"
+#include "cc/filter/facts.h"
 #include "cc/filter/filter_config.h"
 #include "cc/filter/worker_link.h"
 
@@ -98,7 +99,9 @@ public:
   void sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept override;
   void
   sendReplyTrailers(rust::Slice<const ::attache::bridge::HeaderView> trailers) noexcept override;
-  void reset(rust::Str details) noexcept override;
+  void reset(::attache::bridge::ResetReason reason, rust::Str details) noexcept override;
+  ::attache::bridge::StreamFacts* facts() noexcept override;
+  std::unique_ptr<::attache::bridge::Span> span() noexcept override;
   std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
   void routeConfigs(::attache::bridge::RouteLevels& levels) const noexcept override;
   void streamId(::attache::bridge::StreamId& id) const noexcept override;
@@ -131,6 +134,8 @@ private:
   // The map, or null.
   Http::HeaderMap* find(::attache::bridge::HeaderMapType map) const;
 
+  // Begins, unless the route says that the filter does nothing there.
+  void begin();
   // Whether Rust has nothing to do with this response. It has with a reply of its own: that may get
   // its body when its headers come by.
   bool passesResponse() const { return !stream_.has_value(); }
@@ -142,6 +147,9 @@ private:
 
   Buffer::Instance& held(Side& side, ::attache::bridge::Direction direction);
   void addToSharedBuffer(::attache::bridge::Direction direction, Buffer::InstancePtr data);
+  // Starts the stream again, with the request's body, if there is one, as it is held. False if Envoy
+  // refuses: then nothing has changed.
+  bool recreate();
   void continueIteration(Side& side, ::attache::bridge::Direction direction);
   void continueWithTrailers(Side& side, ::attache::bridge::Direction direction);
   void injectData(Side& side, ::attache::bridge::Direction direction, Buffer::Instance& data,
@@ -157,8 +165,10 @@ private:
   void holdIsFull(::attache::bridge::Direction direction, bool full);
 
   const FilterConfigSharedPtr config_;
-  // There from the request's headers on. A filter that sees no request has nothing to do.
+  // There from the request's headers on; of a filter that sees none, from those of the response on.
   absl::optional<rust::Box<::attache::bridge::Stream>> stream_;
+  // Made when it is asked for.
+  std::unique_ptr<Facts> facts_;
   Side request_;
   Side response_;
   // Among the filters of one chain: a filter that is nearer to the upstream has a higher number.
@@ -168,6 +178,7 @@ private:
   // How many of the next such calls repeat what is not meant for us; see `watchDownstream`.
   std::uint32_t not_ours_{};
   bool watching_downstream_{};
+  bool saw_request_{};
   bool destroyed_{};
 };
 

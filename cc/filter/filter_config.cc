@@ -34,7 +34,7 @@ private:
 
 FilterConfig::FilterConfig(Stats::Scope& scope,
                            Server::Configuration::ServerFactoryContext& context)
-    : workers_(WorkerLinks::get(context)), scope_(scope.createScope("")),
+    : server_(context), workers_(WorkerLinks::get(context)), scope_(scope.createScope("")),
       names_(scope.symbolTable()) {}
 
 absl::StatusOr<FilterConfigSharedPtr>

@@ -37,6 +37,8 @@ public:
        Server::Configuration::ServerFactoryContext& context);
 
   const ::attache::bridge::FilterConfig& loaded() const { return **loaded_; }
+  // The server, for what is known there of more than one stream. It outlives all of them.
+  Server::Configuration::ServerFactoryContext& server() const { return server_; }
   // The link of the calling worker.
   WorkerLinkSharedPtr currentWorker() const { return workers_->current(); }
 
@@ -70,6 +72,7 @@ private:
   void update(const std::vector<Metric<Stat>>& metrics, std::size_t id,
               rust::Slice<const rust::Str> values, Lookup lookup, Update update) const;
 
+  Server::Configuration::ServerFactoryContext& server_;
   const std::shared_ptr<WorkerLinks> workers_;
   const Stats::ScopeSharedPtr scope_;
   Stats::StatNamePool names_;

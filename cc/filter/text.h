@@ -1,7 +1,10 @@
-// Views of one language's texts and bytes in the other's types. Nothing is copied.
+// Views of one language's texts and bytes in the other's types (nothing is copied), and times.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+
+#include "envoy/common/time.h"
 
 #include "absl/strings/string_view.h"
 #include "cc/bridge/bridge.h"
@@ -28,6 +31,11 @@ inline ::attache::bridge::Bytes bytes(absl::string_view text) {
   bytes.data = reinterpret_cast<const std::uint8_t*>(text.data());
   bytes.size = text.size();
   return bytes;
+}
+
+// Since 1970; nothing is before that.
+inline std::uint64_t nanoseconds(SystemTime time) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
 
 // The text has to be UTF-8, or this throws: what protobuf calls a string is.

@@ -688,7 +688,7 @@ void Stream::sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) n
   onTrailers(response_);
 }
 
-void Stream::reset(rust::Str details) noexcept {
+void Stream::reset(bridge::ResetReason, rust::Str details) noexcept {
   const std::shared_ptr<Stream> self = shared_from_this();
   check(!destroyed_, "a reset after destroy");
   report_.reset = true;

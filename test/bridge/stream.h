@@ -122,7 +122,7 @@ public:
                         bool end_stream) noexcept override;
   void sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept override;
   void sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) noexcept override;
-  void reset(rust::Str details) noexcept override;
+  void reset(bridge::ResetReason reason, rust::Str details) noexcept override;
   std::unique_ptr<bridge::Notifier> makeNotifier() noexcept override;
   void routeConfigs(bridge::RouteLevels& levels) const noexcept override;
   void streamId(bridge::StreamId& id) const noexcept override;

@@ -9,12 +9,17 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "source/common/buffer/buffer_impl.h"
 #include "source/common/protobuf/utility.h"
+#include "source/common/router/string_accessor_impl.h"
 
 #include "test/mocks/http/mocks.h"
 #include "test/mocks/server/factory_context.h"
+#include "test/mocks/ssl/mocks.h"
+#include "test/mocks/stream_info/mocks.h"
+#include "test/mocks/tracing/mocks.h"
 #include "test/test_common/utility.h"
 
 #include "absl/strings/str_cat.h"
@@ -88,6 +93,11 @@ public:
           data.drain(data.length());
         }));
 
+    ON_CALL(decoder_.stream_info_, setDynamicMetadata(_, _))
+        .WillByDefault(Invoke([this](const std::string& name, const Protobuf::Struct& value) {
+          (*decoder_.stream_info_.metadata_.mutable_filter_metadata())[name].MergeFrom(value);
+        }));
+
     NiceMock<Http::MockFilterChainFactoryCallbacks> chain;
     EXPECT_CALL(chain, addStreamFilter(_))
         .WillOnce(Invoke([this](Http::StreamFilterSharedPtr filter) { filter_ = filter; }));
@@ -147,6 +157,16 @@ public:
   Http::FilterTrailersStatus responseTrailers() {
     has_response_trailers_ = true;
     return filter_->encodeTrailers(response_trailers_);
+  }
+
+  // What the filter has found out.
+  std::vector<std::string> saw() {
+    std::vector<std::string> answers;
+    const auto values = response_.get(Http::LowerCaseString("x-saw"));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      answers.emplace_back(values[i]->value().getStringView());
+    }
+    return answers;
   }
 
   uint64_t limit_{1024 * 1024};
@@ -623,6 +643,189 @@ TEST_F(FilterTest, AFilterThatFailsOpenLetsTheExchangePass) {
   auto s = stream();
   EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request(R"({"steps": ["panic"]})", true));
   EXPECT_EQ(1, counter("attache.conformance.panics"));
+}
+
+// ---- What is around the messages ------------------------------------------------------------
+
+TEST_F(FilterTest, FactsAreReadFromTheStream) {
+  auto s = stream();
+  auto& info = s->decoder_.stream_info_;
+  info.route_name_ = "a route";
+  info.response_code_details_ = "because";
+  info.virtual_cluster_name_ = "posts";
+  info.bytes_sent_ = 7;
+  info.attempt_count_ = 2;
+  info.response_flags_ = {StreamInfo::CoreResponseFlag::NoHealthyUpstream};
+  info.downstream_connection_info_provider_->setConnectionID(5);
+  s->request_.setPath("/a?b=c#d");
+  s->request(R"({"steps": [{"ask": ["route"]}, {"ask": ["details"]}, {"ask": ["virtual_cluster"]},
+      {"ask": ["attempts"]}, {"ask": ["bytes_sent"]}, {"ask": ["flags"]}, {"ask": ["code"]},
+      {"ask": ["direct_remote"]}, {"ask": ["attribute", "request.url_path"]},
+      {"ask": ["attribute", "request.query"]}, {"ask": ["attribute", "connection.id"]},
+      {"ask": ["worker"]}, {"ask": ["tls", "version"]}, {"ask": ["upstream_connection"]}, "run"]})",
+             true);
+  s->response(true);
+  EXPECT_THAT(s->saw(),
+              testing::ElementsAre("a route", "because", "posts", "2", "7", "UH", "none",
+                                   "127.0.0.3:63443", "/a", "b=c", "5", "none", "none", "none"));
+}
+
+TEST_F(FilterTest, EveryAttributeIsAnswered) {
+  auto s = stream();
+  s->request(R"({"steps": [{"ask": ["all"]}, "run"]})", true);
+  s->response(true);
+  EXPECT_THAT(s->saw(), testing::ElementsAre(testing::EndsWith(" 0 unsupported")));
+}
+
+TEST_F(FilterTest, TlsIsToldInFull) {
+  auto s = stream();
+  auto tls = std::make_shared<NiceMock<Ssl::MockConnectionInfo>>();
+  const std::string serial = "1f";
+  const std::string pem = "-----BEGIN";
+  const std::vector<std::string> names{"a.example", "b.example"};
+  ON_CALL(*tls, peerCertificateValidated()).WillByDefault(Return(true));
+  ON_CALL(*tls, serialNumberPeerCertificate()).WillByDefault(ReturnRef(serial));
+  ON_CALL(*tls, pemEncodedPeerCertificate()).WillByDefault(ReturnRef(pem));
+  ON_CALL(*tls, ciphersuiteString()).WillByDefault(Return("AES"));
+  ON_CALL(*tls, dnsSansPeerCertificate())
+      .WillByDefault(Return(absl::Span<const std::string>(names)));
+  ON_CALL(*tls, expirationPeerCertificate())
+      .WillByDefault(Return(SystemTime(std::chrono::milliseconds(1500))));
+  s->decoder_.stream_info_.downstream_connection_info_provider_->setSslConnection(tls);
+  s->request(R"({"steps": [{"ask": ["tls", "validated"]}, {"ask": ["tls", "serial"]},
+      {"ask": ["tls", "pem"]}, {"ask": ["tls", "cipher"]}, {"ask": ["tls", "dns_sans"]},
+      {"ask": ["tls", "expires"]}, {"ask": ["tls", "valid_from"]},
+      {"ask": ["upstream_tls", "serial"]}, "run"]})",
+             true);
+  s->response(true);
+  EXPECT_THAT(s->saw(), testing::ElementsAre("true", "1f", "-----BEGIN", "AES",
+                                             "a.example,b.example", "1500", "none", "none"));
+}
+
+TEST_F(FilterTest, MetadataIsWrittenWholeAndReadWhole) {
+  auto s = stream();
+  auto& metadata = *s->decoder_.stream_info_.metadata_.mutable_filter_metadata();
+  (*metadata["other"].mutable_fields())["bad"].set_string_value("\xff");
+  s->request(R"({"steps": [{"ask": ["set_metadata", "a", "k", {"x": [1, null, {"y": true}]}]},
+      {"ask": ["append_metadata", "a", "list", "one"]}, {"ask": ["append_metadata", "a", "list", []]},
+      {"ask": ["append_metadata", "a", "k", 1]}, {"ask": ["metadata", "dynamic", "a", "k"]},
+      {"ask": ["metadata", "dynamic", "a", "list"]}, {"ask": ["keys", "dynamic", "a"]},
+      {"ask": ["metadata", "dynamic", "a", "k", "number"]},
+      {"ask": ["metadata", "dynamic", "nobody", "k"]},
+      {"ask": ["metadata", "dynamic", "other", "bad", "text"]}, "run"]})",
+             true);
+  s->response(true);
+  EXPECT_THAT(s->saw(),
+              testing::ElementsAre("ok", "ok", "ok", "WrongType", R"({"x":[1.0,null,{"y":true}]})",
+                                   R"(["one",[]])", "k,list", "WrongType", "none", "\xef\xbf\xbd"));
+  EXPECT_TRUE(metadata["a"].fields().at("k").struct_value().fields().contains("x"));
+}
+
+// Envoy takes it for a bug, and in this build for a reason to end, if somebody sets what cannot be
+// set again.
+TEST_F(FilterTest, FilterStateThatIsTakenIsRefused) {
+  auto s = stream();
+  const auto& state = s->decoder_.stream_info_.filter_state_;
+  state->setData("theirs", std::make_shared<Router::StringAccessorImpl>("read only"),
+                 StreamInfo::FilterState::StateType::ReadOnly);
+  s->request(R"({"steps": [{"ask": ["state", "theirs"]}, {"ask": ["set_state", "theirs", "x"]},
+      {"ask": ["set_state", "ours", "a"]}, {"ask": ["set_state", "ours", "b"]},
+      {"ask": ["set_state_for", "ours", "c", "request", "none"]},
+      {"ask": ["set_state_for", "long", "d", "connection", "upstream"]},
+      {"ask": ["set_state_for", "long", "e", "connection", "upstream"]},
+      {"ask": ["set_state", "long", "f"]}, {"ask": ["typed_state", "long"]},
+      {"ask": ["set_typed_state", "nobody.knows", "x"]},
+      {"ask": ["set_object", "o", "mine", "request"]}, {"ask": ["set_object", "o", "x", "connection"]},
+      {"ask": ["object", "o"]}, {"ask": ["share", "us"]}, {"ask": ["shared"]}, "run"]})",
+             true);
+  s->response(true);
+  EXPECT_THAT(s->saw(), testing::ElementsAre("read only", "Refused", "ok", "ok", "Refused", "ok", "ok",
+                                             "Refused", "e", "Refused", "ok", "Refused", "mine",
+                                             "none", "us"));
+  EXPECT_EQ("b", state->getDataReadOnly<Router::StringAccessor>("ours")->asString());
+  EXPECT_EQ(1, state->objectsSharedWithUpstreamConnection()->size());
+}
+
+TEST_F(FilterTest, TheRouteAndTheUpstreamAreChosenAgain) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_.downstream_callbacks_, clearRouteCache());
+  EXPECT_CALL(s->decoder_.downstream_callbacks_, refreshRouteCluster());
+  EXPECT_CALL(s->decoder_, setUpstreamOverrideHost(_))
+      .WillOnce(Invoke([](Upstream::LoadBalancerContext::OverrideHost chosen) {
+        EXPECT_EQ("10.0.0.1:80", chosen.host);
+        EXPECT_TRUE(chosen.strict);
+      }));
+  EXPECT_CALL(s->decoder_.stream_info_, addCustomFlag(absl::string_view("MINE")));
+  s->request(R"({"steps": [{"ask": ["clear_route"]}, {"ask": ["refresh_cluster"]},
+      {"ask": ["override_host", "10.0.0.1:80", true]}, {"ask": ["override_host", "a.name:80", true]},
+      {"ask": ["flag", "MINE"]}, {"ask": ["flag", "UH"]}, "run"]})",
+             true);
+  s->response(true);
+  EXPECT_THAT(s->saw(), testing::ElementsAre("ok", "ok", "ok", "Refused", "ok", "Refused"));
+}
+
+TEST_F(FilterTest, AResetHasItsReason) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_, resetStream(Http::StreamResetReason::LocalRefusedStreamReset,
+                                       absl::string_view("attache.conformance.no_more")));
+  s->request(R"({"steps": [{"reset": {"details": "no_more", "refused": true}}]})", true);
+  EXPECT_EQ("attache.conformance.no_more",
+            s->decoder_.stream_info_.response_code_details_.value());
+}
+
+TEST_F(FilterTest, AStreamStartsAgainWithTheBodyThatIsHeld) {
+  auto s = stream();
+  s->request(R"({"steps": [{"buffer": 100}, {"recreate": "x-again"}, "run"]})");
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->requestData("body", true));
+  EXPECT_CALL(s->decoder_, recreateStream(nullptr)).WillOnce(Invoke([&] {
+    EXPECT_EQ("body", s->upstream_) << "Envoy has it";
+    EXPECT_EQ("1", s->request_.get_("x-again"));
+    s->destroy();
+    return true;
+  }));
+  runPosted();
+  EXPECT_EQ(nullptr, s->filter_);
+}
+
+TEST_F(FilterTest, AStreamThatEnvoyDoesNotStartAgainGoesOnWithItsBody) {
+  auto s = stream();
+  Buffer::OwnedImpl shared("others' ");
+  ON_CALL(s->decoder_, decodingBuffer()).WillByDefault(Return(&shared));
+  ON_CALL(s->decoder_, addDecodedData(_, _))
+      .WillByDefault(Invoke([&](Buffer::Instance& data, bool) { shared.move(data); }));
+  ON_CALL(s->decoder_, modifyDecodingBuffer(_))
+      .WillByDefault(Invoke([&](std::function<void(Buffer::Instance&)> use) { use(shared); }));
+  EXPECT_CALL(s->decoder_, recreateStream(nullptr)).WillOnce(Return(false));
+  s->request(absl::StrCat(R"({"steps": [{"buffer": 100}, {"recreate": "x-again"}, {"gate": ")",
+                          gate(), R"("}, "run"]})"));
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->requestData("body", true));
+  runPosted();
+  EXPECT_EQ("others' ", shared.toString());
+  shared.drain(shared.length());
+  open(gate());
+  runPosted();
+  EXPECT_EQ("body", s->upstream_);
+  EXPECT_TRUE(s->upstream_ended_);
+}
+
+TEST_F(FilterTest, AReplyByAnEarlierFilterIsChangedByOneThatNeverSawTheRequest) {
+  auto s = stream();
+  s->request_.setCopy(Http::LowerCaseString("x-script"),
+                      R"({"replies": [{"headers": [{"set": ["x-by", "us"]}]}]})");
+  EXPECT_EQ(Http::LocalErrorStatus::Continue,
+            s->filter_->onLocalReply({Http::Code::Forbidden, absl::nullopt, "denied", false}));
+  EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response(true));
+  EXPECT_EQ("us", s->response_.get_("x-by"));
+}
+
+TEST_F(FilterTest, SpansOfRustAreChildrenOfTheStreams) {
+  auto s = stream(load("traced", "").value());
+  auto* child = new NiceMock<Tracing::MockSpan>();
+  EXPECT_CALL(s->decoder_.active_span_, spawnChild_(_, "look up", _)).WillOnce(Return(child));
+  EXPECT_CALL(s->decoder_.active_span_,
+              setTag(absl::string_view("tenant"), absl::string_view("acme")));
+  EXPECT_CALL(*child, finishSpan());
+  s->request("", true);
 }
 
 // ---- Configs --------------------------------------------------------------------------------

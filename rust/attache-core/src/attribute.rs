@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::metadata::MetadataValue;
 
 macro_rules! attributes {
     ($($variant:ident = $name:literal,)*) => {
@@ -186,6 +187,9 @@ pub enum AttributeValue {
     Time(SystemTime),
     /// A span of time.
     Duration(Duration),
+    /// A message of Envoy's (a node, a locality, all metadata of something): its fields, named as in
+    /// protobuf's JSON.
+    Message(MetadataValue),
 }
 
 impl AttributeValue {
@@ -212,15 +216,25 @@ impl AttributeValue {
             _ => None,
         }
     }
+
+    /// The message, if it is one.
+    pub fn as_message(&self) -> Option<&MetadataValue> {
+        match self {
+            AttributeValue::Message(message) => Some(message),
+            _ => None,
+        }
+    }
 }
 
-/// Texts as they are, numbers and answers as they are written, maps as `name: value, ..`.
+/// Texts as they are, numbers and answers as they are written, maps as `name: value, ..`, messages as
+/// JSON.
 impl fmt::Display for AttributeValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AttributeValue::Text(text) => f.write_str(text),
             AttributeValue::Number(number) => number.fmt(f),
             AttributeValue::Flag(flag) => flag.fmt(f),
+            AttributeValue::Message(message) => message.fmt(f),
             AttributeValue::Map(map) => {
                 for (i, (name, value)) in map.iter().enumerate() {
                     let comma = if i == 0 { "" } else { ", " };

@@ -45,6 +45,8 @@ pub enum Fact {
     UpstreamRemoteAddress,
     /// The id of the upstream connection. Number.
     UpstreamConnectionId,
+    /// How many bytes of body have come from the client. Number.
+    BytesReceived,
     /// How many hosts of a priority the cluster has. Number.
     ClusterHosts(HostHealth),
     /// A point in the life of the stream, as nanoseconds since its start. Duration.
@@ -146,6 +148,8 @@ pub enum FactValue<'a> {
     Time(u64),
     /// A span of time, in nanoseconds.
     Duration(u64),
+    /// A message of Envoy's, as JSON.
+    Message(&'a [u8]),
 }
 
 /// Whose metadata.

@@ -100,8 +100,6 @@ impl<'a> Info<'a> {
         attempt_count: UpstreamRequestAttemptCount, number -> u64;
         /// How many bytes of body have gone to the client.
         bytes_sent: ResponseSize, number -> u64;
-        /// How many bytes of body have come from the client.
-        bytes_received: RequestSize, number -> u64;
         /// Whether this is a health check.
         is_health_check: HealthCheck, flag -> bool;
         /// When the request's first byte came.
@@ -121,6 +119,8 @@ impl<'a> Info<'a> {
         upstream_remote_address: Fact::UpstreamRemoteAddress, text -> String;
         /// The id of the upstream connection, as in Envoy's log.
         upstream_connection_id: Fact::UpstreamConnectionId, number -> u64;
+        /// How many bytes of body have come from the client.
+        bytes_received: Fact::BytesReceived, number -> u64;
     }
 
     /// The status of the response, once it is known to Envoy: at the end of the stream, or when the

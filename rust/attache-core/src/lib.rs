@@ -39,6 +39,7 @@ mod metadata;
 mod metric_queue;
 mod metrics;
 mod per_worker;
+pub mod protobuf;
 pub mod registry;
 mod route;
 mod runtime;

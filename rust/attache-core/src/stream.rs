@@ -388,5 +388,6 @@ fn value_of(value: FactValue<'_>) -> Option<AttributeValue> {
             AttributeValue::Time(time)
         }
         FactValue::Duration(nanos) => AttributeValue::Duration(Duration::from_nanos(nanos)),
+        FactValue::Message(json) => AttributeValue::Message(serde_json::from_slice(json).ok()?),
     })
 }

@@ -19,6 +19,7 @@
 use crate::config::{
     FilterConfig, RouteConfig, RouteLevels, filter_names, init, load_config, load_route_config,
 };
+use crate::facts::{FactSink, KeptObject};
 use crate::stream::{Stream, new_stream};
 
 #[cxx::bridge(namespace = "attache::bridge")]
@@ -141,6 +142,206 @@ pub(crate) mod ffi {
         TooLarge,
     }
 
+    /// Something that is known of a stream. First what Envoy calls its attributes, in its order (the
+    /// numbers are those of `attache_core::Attribute`); then what it has no name for.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum FactId {
+        RequestPath,
+        RequestUrlPath,
+        RequestHost,
+        RequestScheme,
+        RequestMethod,
+        RequestHeaders,
+        RequestReferer,
+        RequestUserAgent,
+        RequestTime,
+        RequestId,
+        RequestProtocol,
+        RequestQuery,
+        RequestDuration,
+        RequestSize,
+        RequestTotalSize,
+        ResponseCode,
+        ResponseCodeDetails,
+        ResponseFlags,
+        ResponseGrpcStatus,
+        ResponseHeaders,
+        ResponseTrailers,
+        ResponseSize,
+        ResponseTotalSize,
+        ResponseBackendLatency,
+        SourceAddress,
+        SourcePort,
+        DestinationAddress,
+        DestinationPort,
+        ConnectionId,
+        ConnectionMtls,
+        ConnectionRequestedServerName,
+        ConnectionTlsVersion,
+        ConnectionSubjectLocalCertificate,
+        ConnectionSubjectPeerCertificate,
+        ConnectionDnsSanLocalCertificate,
+        ConnectionDnsSanPeerCertificate,
+        ConnectionUriSanLocalCertificate,
+        ConnectionUriSanPeerCertificate,
+        ConnectionSha256PeerCertificateDigest,
+        ConnectionTransportFailureReason,
+        ConnectionTerminationDetails,
+        UpstreamAddress,
+        UpstreamPort,
+        UpstreamTlsVersion,
+        UpstreamSubjectLocalCertificate,
+        UpstreamSubjectPeerCertificate,
+        UpstreamDnsSanLocalCertificate,
+        UpstreamDnsSanPeerCertificate,
+        UpstreamUriSanLocalCertificate,
+        UpstreamUriSanPeerCertificate,
+        UpstreamSha256PeerCertificateDigest,
+        UpstreamLocalAddress,
+        UpstreamTransportFailureReason,
+        UpstreamRequestAttemptCount,
+        UpstreamCxPoolReadyDuration,
+        UpstreamLocality,
+        XdsNode,
+        XdsClusterName,
+        XdsClusterMetadata,
+        XdsListenerDirection,
+        XdsListenerMetadata,
+        XdsRouteName,
+        XdsRouteMetadata,
+        XdsVirtualHostName,
+        XdsVirtualHostMetadata,
+        XdsUpstreamHostMetadata,
+        XdsFilterChainName,
+        HealthCheck,
+        /// Text.
+        VirtualCluster,
+        /// Number.
+        WorkerIndex,
+        /// Text.
+        DownstreamDirectRemoteAddress,
+        /// Text.
+        UpstreamRemoteAddress,
+        /// Number.
+        UpstreamConnectionId,
+        /// Number.
+        BytesReceived,
+        /// Numbers: the hosts of the cluster's highest priority.
+        ClusterHosts,
+        HealthyClusterHosts,
+        DegradedClusterHosts,
+        /// Durations since the stream's start.
+        LastDownstreamRx,
+        FirstUpstreamTx,
+        LastUpstreamTx,
+        FirstUpstreamRx,
+        LastUpstreamRx,
+        FirstDownstreamTx,
+        LastDownstreamTx,
+    }
+
+    /// Something that is known of a TLS connection.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum TlsFact {
+        Version,
+        Cipher,
+        SessionId,
+        Alpn,
+        ServerName,
+        /// Flag, and the next.
+        PeerPresented,
+        PeerValidated,
+        PeerSubject,
+        PeerIssuer,
+        PeerSerial,
+        PeerSha256,
+        /// Each of them, and of the next.
+        PeerDnsSans,
+        PeerUriSans,
+        /// Time, and the next.
+        PeerValidFrom,
+        PeerExpires,
+        PeerPem,
+        PeerChainPem,
+        LocalSubject,
+        LocalDnsSans,
+        LocalUriSans,
+    }
+
+    /// Whose metadata.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum MetadataSource {
+        /// The stream's own.
+        Dynamic,
+        Route,
+        Cluster,
+        /// The chosen upstream host's, and its locality's.
+        Host,
+        HostLocality,
+        VirtualHost,
+    }
+
+    /// How long something in the filter state lives.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum LifeSpan {
+        FilterChain,
+        Request,
+        Connection,
+    }
+
+    /// Whom something in the filter state is shared with.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum Sharing {
+        None,
+        UpstreamConnection,
+        UpstreamConnectionOnce,
+    }
+
+    /// What is done to a stream.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum Control {
+        ClearRouteCache,
+        RefreshRouteCluster,
+        /// Never within an event, and so for `Recreate`.
+        DrainConnection,
+        /// The text is the flag.
+        AddCustomFlag,
+        /// The text is the host, `ip:port`.
+        OverrideUpstreamHost,
+        /// As that, and no other host will do.
+        OverrideUpstreamHostStrictly,
+        /// If it is done, the stream has been destroyed.
+        Recreate,
+    }
+
+    /// What came of changing something.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum Changed {
+        /// This host, or this stream, has nothing of the kind.
+        Unsupported,
+        Done,
+        /// There is something of another type.
+        WrongType,
+        /// It is not possible here and now.
+        Refused,
+    }
+
+    /// How a stream is reset.
+    #[derive(Debug)]
+    #[repr(u8)]
+    enum ResetReason {
+        Local,
+        /// As not begun: it may be sent again.
+        Refused,
+    }
+
     /// Bytes that whoever made this owns. How long they stay is said where it is passed.
     #[derive(Clone, Copy)]
     struct Bytes {
@@ -168,6 +369,8 @@ pub(crate) mod ffi {
         include!("cc/bridge/notifier.h");
         include!("cc/bridge/config_host.h");
         include!("cc/bridge/log_sink.h");
+        include!("cc/bridge/span.h");
+        include!("cc/bridge/stream_facts.h");
         include!("cc/bridge/stream_host.h");
 
         type Notifier;
@@ -198,6 +401,78 @@ pub(crate) mod ffi {
         );
         #[cxx_name = "makeNotifier"]
         fn make_notifier(self: Pin<&mut ConfigHost>) -> UniquePtr<Notifier>;
+
+        type Span;
+        fn child(self: Pin<&mut Span>, name: &str) -> UniquePtr<Span>;
+        #[cxx_name = "setTag"]
+        fn set_tag(self: Pin<&mut Span>, key: &str, value: &str);
+        #[cxx_name = "setOperation"]
+        fn set_operation(self: Pin<&mut Span>, name: &str);
+        fn log(self: Pin<&mut Span>, event: &str);
+        #[cxx_name = "setSampled"]
+        fn set_sampled(self: Pin<&mut Span>, sampled: bool);
+        #[cxx_name = "traceId"]
+        fn trace_id(self: Pin<&mut Span>) -> String;
+        #[cxx_name = "spanId"]
+        fn span_id(self: Pin<&mut Span>) -> String;
+        fn baggage(self: Pin<&mut Span>, key: &str) -> String;
+        #[cxx_name = "setBaggage"]
+        fn set_baggage(self: Pin<&mut Span>, key: &str, value: &str);
+
+        type StreamFacts;
+        fn fact(self: &StreamFacts, id: FactId, sink: &mut FactSink<'_>) -> bool;
+        fn tls(self: &StreamFacts, upstream: bool, fact: TlsFact, sink: &mut FactSink<'_>) -> bool;
+        fn metadata(
+            self: &StreamFacts,
+            source: MetadataSource,
+            name_space: &str,
+            key: &str,
+            sink: &mut FactSink<'_>,
+        );
+        #[cxx_name = "metadataNamespaces"]
+        fn metadata_namespaces(self: &StreamFacts, source: MetadataSource, sink: &mut FactSink<'_>);
+        #[cxx_name = "metadataKeys"]
+        fn metadata_keys(
+            self: &StreamFacts,
+            source: MetadataSource,
+            name_space: &str,
+            sink: &mut FactSink<'_>,
+        );
+        #[cxx_name = "setMetadata"]
+        fn set_metadata(
+            self: Pin<&mut StreamFacts>,
+            name_space: &str,
+            key: &str,
+            value: &[u8],
+        ) -> Changed;
+        #[cxx_name = "appendMetadata"]
+        fn append_metadata(
+            self: Pin<&mut StreamFacts>,
+            name_space: &str,
+            key: &str,
+            value: &[u8],
+        ) -> Changed;
+        #[cxx_name = "filterState"]
+        fn filter_state(self: &StreamFacts, key: &str, typed: bool, sink: &mut FactSink<'_>);
+        #[cxx_name = "setFilterState"]
+        fn set_filter_state(
+            self: Pin<&mut StreamFacts>,
+            key: &str,
+            value: &[u8],
+            life_span: LifeSpan,
+            sharing: Sharing,
+        ) -> Changed;
+        #[cxx_name = "setTypedFilterState"]
+        fn set_typed_filter_state(self: Pin<&mut StreamFacts>, key: &str, value: &[u8]) -> Changed;
+        fn object(self: &StreamFacts, key: &str) -> *const KeptObject;
+        #[cxx_name = "setObject"]
+        fn set_object(
+            self: Pin<&mut StreamFacts>,
+            key: &str,
+            object: Box<KeptObject>,
+            life_span: LifeSpan,
+        ) -> bool;
+        fn control(self: Pin<&mut StreamFacts>, what: Control, text: &str) -> Changed;
 
         type StreamHost;
         fn header(
@@ -278,7 +553,10 @@ pub(crate) mod ffi {
         fn send_reply_data(self: Pin<&mut StreamHost>, data: &[u8], end_stream: bool);
         #[cxx_name = "sendReplyTrailers"]
         fn send_reply_trailers(self: Pin<&mut StreamHost>, trailers: &[HeaderView]);
-        fn reset(self: Pin<&mut StreamHost>, details: &str);
+        fn reset(self: Pin<&mut StreamHost>, reason: ResetReason, details: &str);
+
+        fn facts(self: Pin<&mut StreamHost>) -> *mut StreamFacts;
+        fn span(self: Pin<&mut StreamHost>) -> UniquePtr<Span>;
 
         #[cxx_name = "startCall"]
         fn start_call(
@@ -355,6 +633,21 @@ pub(crate) mod ffi {
 
         /// Adds a level's config; the most general first.
         fn add(self: &mut RouteLevels, config: &RouteConfig);
+
+        /// Takes what `StreamFacts` gives. A view has to stay during the call only.
+        type FactSink<'a>;
+        fn text(self: &mut FactSink<'_>, text: Bytes);
+        fn number(self: &mut FactSink<'_>, number: u64);
+        fn flag(self: &mut FactSink<'_>, flag: bool);
+        /// In nanoseconds since 1970.
+        fn time(self: &mut FactSink<'_>, nanos: u64);
+        /// In nanoseconds.
+        fn duration(self: &mut FactSink<'_>, nanos: u64);
+        /// A message, as JSON.
+        fn message(self: &mut FactSink<'_>, json: Bytes);
+
+        /// An object of Rust's in Envoy's filter state. Dropped on the worker.
+        type KeptObject;
 
         /// One stream of Envoy, as the runtime has it.
         type Stream;

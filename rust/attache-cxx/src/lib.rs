@@ -32,6 +32,7 @@
 //! |---|---|
 //! | what C++ and Rust call of each other | `bridge.rs`, and the headers in `cc/bridge/` |
 //! | a stream, as the engine sees it | `stream.rs` |
+//! | what is around its messages | `facts.rs`, `span.rs` |
 //! | configs and metrics | `config.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
@@ -41,7 +42,9 @@
 
 mod bridge;
 mod config;
+mod facts;
 mod log;
+mod span;
 mod stream;
 
 /// For the macros of this crate only.

@@ -6,8 +6,10 @@ use std::ptr::NonNull;
 
 use attache_core::Views;
 use attache_core::exchange::Exchange;
+use attache_core::facts::{Facts, ResetReason};
 use attache_core::host::{
-    self, CallFailure, CallRefused, CallStart, Capabilities, Host, LocalReply, Map, Notify,
+    self, CallFailure, CallRefused, CallStart, Capabilities, Host, HostSpan, LocalReply, Map,
+    Notify,
 };
 use attache_core::log::write_stream_id;
 use attache_core::registry::LoadedRoute;
@@ -15,6 +17,7 @@ use bytes::Bytes;
 
 use crate::bridge::ffi::{self, Area, DataVerdict, Direction, HeaderView, StreamHost, Verdict};
 use crate::config::{FilterConfig, Notifier, RouteLevels, shielded};
+use crate::span::Span;
 
 /// How many headers fit on the stack.
 const HEADERS: usize = 32;
@@ -222,10 +225,10 @@ impl Drop for Stream {
 /// `host` is valid until the stream has been destroyed: `new_stream` says so, and the engine calls a
 /// host only until `Exchange::destroy`, which `Stream` calls before it goes. Being `!Send`, it does so
 /// only on the worker thread. Every `SAFETY` below leans on this.
-struct CxxHost {
+pub(crate) struct CxxHost {
     host: NonNull<StreamHost>,
     /// Callbacks that look at Envoy's memory are running: nothing may change it.
-    views: Views,
+    pub(crate) views: Views,
 }
 
 impl CxxHost {
@@ -244,6 +247,14 @@ impl CxxHost {
     }
 }
 
+impl CxxHost {
+    /// What is around the messages, or null.
+    pub(crate) fn facts_host(&self) -> *mut ffi::StreamFacts {
+        // SAFETY: as in `host_mut`. Views stay: making it changes nothing of what they see.
+        unsafe { Pin::new_unchecked(&mut *self.host.as_ptr()) }.facts()
+    }
+}
+
 impl ffi::Bytes {
     const EMPTY: ffi::Bytes = ffi::Bytes { data: std::ptr::null(), size: 0 };
 
@@ -253,7 +264,7 @@ impl ffi::Bytes {
 
     /// # Safety
     /// The bytes must stay where they are for as long as `'a` says.
-    unsafe fn as_slice<'a>(self) -> &'a [u8] {
+    pub(crate) unsafe fn as_slice<'a>(self) -> &'a [u8] {
         if self.data.is_null() || self.size == 0 {
             return &[];
         }
@@ -442,7 +453,24 @@ impl Host for CxxHost {
     }
 
     fn reset(&self, details: &str) {
-        self.host_mut().reset(details);
+        self.reset_for(ResetReason::Local, details);
+    }
+
+    fn reset_for(&self, reason: ResetReason, details: &str) {
+        let reason = match reason {
+            ResetReason::Refused => ffi::ResetReason::Refused,
+            _ => ffi::ResetReason::Local,
+        };
+        self.host_mut().reset(reason, details);
+    }
+
+    fn facts(&self) -> &dyn Facts {
+        self
+    }
+
+    fn span(&self) -> Option<Box<dyn HostSpan>> {
+        let span = Span::new(self.host_mut().span())?;
+        Some(Box::new(span))
     }
 
     fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {

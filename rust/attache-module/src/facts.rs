@@ -11,10 +11,10 @@ use attache_core::facts::{
     Control, Denied, Fact, FactValue, Facts, HostHealth, LifeSpan, MetadataKind, MetadataSource,
     Sharing, StateForm, StateObject, TlsFact,
 };
+use attache_core::protobuf::one_field;
 use attache_core::{Attribute, MetadataValue, Store};
 
 use crate::abi::{EnvoyBuffer, ModuleBuffer, metadata_source, sharing};
-use crate::protobuf::one_field;
 use crate::state::life_span_of;
 use crate::stream::Stream;
 

@@ -24,7 +24,6 @@ mod config;
 mod facts;
 mod hooks;
 mod log;
-mod protobuf;
 mod span;
 mod state;
 mod stream;

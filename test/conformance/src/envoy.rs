@@ -155,11 +155,6 @@ async fn run_all(host: &EnvoyHost, cases: &[Case]) -> Vec<Cell> {
             continue;
         }
         let profile = case.scenario.profile;
-        if compiled_in && matches!(profile, Profile::Lua | Profile::State) {
-            let reason = "this Envoy is built without its Lua filter (bazel/extensions)";
-            cells.push(cell(section, case.name(), Outcome::NotApplicable(reason.to_owned())));
-            continue;
-        }
         let id = format!("{protocol}-{number}");
         let at = running.remove(&profile);
         let started = std::time::Instant::now();

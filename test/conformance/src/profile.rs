@@ -33,16 +33,12 @@ fn filter(index: usize, options: &Value) -> ModuleFilter {
 }
 
 /// Answers 418 when the request has the header.
-fn lua_reply(instance: &str, header: &str) -> Value {
-    let code = format!(
-        "function envoy_on_request(handle)\n\
-           if handle:headers():get('{header}') then\n\
-             handle:respond({{[':status'] = '418', ['x-by'] = 'lua'}}, 'lua')\n\
-           end\n\
-         end"
-    );
-    let config = json!({"default_source_code": {"inline_string": code}});
-    envoy_filter(instance, "filters.http.lua.v3.Lua", config)
+fn reply(instance: &str, header: &str) -> Value {
+    let config = json!({
+        "abort": {"http_status": 418, "percentage": {"numerator": 100}},
+        "headers": [{"name": header, "present_match": true}],
+    });
+    envoy_filter(instance, "filters.http.fault.v3.HTTPFault", config)
 }
 
 /// Small buffers in Envoy and in the kernel, which would otherwise take tens of megabytes before
@@ -83,26 +79,21 @@ fn state(config: Config) -> Config {
             route["name"] = json!(name);
         })
     };
-    let lua = |instance: &str, code: &str| {
-        let config = json!({"default_source_code": {"inline_string": code}});
-        envoy_filter(instance, "filters.http.lua.v3.Lua", config)
-    };
-    let writes = "function envoy_on_request(handle)\n\
-           local metadata = handle:streamInfo():dynamicMetadata()\n\
-           metadata:set('com.example.lua', 'text', 'hello')\n\
-           metadata:set('com.example.lua', 'number', 7)\n\
-           metadata:set('com.example.lua', 'flag', true)\n\
-           metadata:set('com.example.lua', 'nested', {a = 'b'})\n\
-           if handle:headers():get('x-lua-before') then\n\
-             handle:respond({[':status'] = '418', ['x-by'] = 'lua'}, 'lua')\n\
-           end\n\
-         end";
-    let reads = "function envoy_on_request(handle)\n\
-           local found = handle:streamInfo():dynamicMetadata():get('com.example')\n\
-           if found and found['key'] then\n\
-             handle:headers():add('x-lua-read', tostring(found['key']))\n\
-           end\n\
-         end";
+    let writes = envoy_filter(
+        "writes-before",
+        "filters.http.set_metadata.v3.Config",
+        json!({"metadata": [{
+            "metadata_namespace": "com.example.before",
+            "value": {"text": "hello", "number": 7, "flag": true, "nested": {"a": "b"}},
+        }]}),
+    );
+    let reads = envoy_filter(
+        "reads-behind",
+        "filters.http.header_mutation.v3.HeaderMutation",
+        json!({"mutations": {"request_mutations": [{"append": {"header": {
+            "key": "x-read-behind", "value": "%DYNAMIC_METADATA(com.example:key)%",
+        }}}]}}),
+    );
     let by_header = |name: &'static str| {
         named(name, "/").patch(move |route| {
             route["match"]["headers"] =
@@ -110,15 +101,17 @@ fn state(config: Config) -> Config {
         })
     };
     config
-        .filter(lua("lua-before", writes))
+        .filter(writes)
         .filter(filter(0, &Value::Null))
         .filter(filter(1, &Value::Null))
-        .filter(lua("lua-behind", reads))
+        .filter(reads)
         .route(by_header("two"))
         .route(named("other", "/other"))
         .route(named("one", "/"))
         .access_log(ACCESS_LOG)
         .patch_manager(|manager| {
+            let of_route = json!({"filter_metadata": {"com.example.route": {"name": "host"}}});
+            manager["route_config"]["virtual_hosts"][0]["metadata"] = of_route;
             manager["route_config"]["virtual_hosts"][0]["virtual_clusters"] = json!([{
                 "name": "posts",
                 "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
@@ -126,6 +119,8 @@ fn state(config: Config) -> Config {
         })
         .patch(|bootstrap| {
             let metadata = |whose: &str| json!({"filter_metadata": {"com.example": {"of": whose}}});
+            let listener = &mut bootstrap["static_resources"]["listeners"][0];
+            listener["filter_chains"][0]["name"] = json!("one chain");
             let cluster = &mut bootstrap["static_resources"]["clusters"][0];
             cluster["metadata"] = metadata("cluster");
             let locality = &mut cluster["load_assignment"]["endpoints"][0];
@@ -186,10 +181,10 @@ impl Profile {
             Profile::Two => config.filter(filter(0, &none)).filter(filter(1, &none)),
             Profile::Small => small(config.filter(filter(0, &none))),
             Profile::SmallTwo => small(config.filter(filter(0, &none)).filter(filter(1, &none))),
-            Profile::Lua => config
-                .filter(lua_reply("lua-before", "x-lua-before"))
+            Profile::Replies => config
+                .filter(reply("reply-before", "x-reply-before"))
                 .filter(filter(0, &none))
-                .filter(lua_reply("lua-behind", "x-lua-behind")),
+                .filter(reply("reply-behind", "x-reply-behind")),
             Profile::Idle => config.filter(filter(0, &none)).stream_idle_timeout(SHORT),
             Profile::RequestTimeout => config.filter(filter(0, &none)).request_timeout(SHORT),
             Profile::FailOpen => config.filter(filter(0, &json!({"fail_open": true}))),

@@ -100,8 +100,8 @@ pub(crate) enum Profile {
     Small,
     /// Two, with buffers of 64 KiB.
     SmallTwo,
-    /// A Lua filter before it and one behind it, which answer when a header asks them to.
-    Lua,
+    /// A filter of Envoy's before it and one behind it, which answer when a header asks them to.
+    Replies,
     /// One, and streams may be silent for 100 ms only.
     Idle,
     /// One, and a request must arrive within 100 ms.
@@ -110,7 +110,7 @@ pub(crate) enum Profile {
     RouteTimeout,
     /// One, with fail_open.
     FailOpen,
-    /// Two, with a Lua filter before them that writes metadata and one behind them that reads it,
+    /// Two, with a filter of Envoy's before them that writes metadata and one behind that reads it,
     /// several routes, metadata on everything, and an access log.
     State,
     /// One, with a config for it at every level of some routes.

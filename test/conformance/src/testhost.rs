@@ -128,7 +128,7 @@ fn out_of_reach(case: &Case) -> Option<String> {
     }
     match scenario.profile {
         Profile::Plain | Profile::Small | Profile::FailOpen => (),
-        Profile::Two | Profile::SmallTwo | Profile::Lua | Profile::State => {
+        Profile::Two | Profile::SmallTwo | Profile::Replies | Profile::State => {
             return needs("second filter");
         }
         Profile::Levels => return needs("routes"),

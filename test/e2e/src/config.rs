@@ -45,7 +45,7 @@ fn any_string(value: &str) -> Value {
 }
 
 /// One of Envoy's own HTTP filters, say
-/// `envoy_filter("envoy.filters.http.lua", "filters.http.lua.v3.Lua", json!({..}))`.
+/// `envoy_filter("envoy.filters.http.fault", "filters.http.fault.v3.HTTPFault", json!({..}))`.
 pub fn envoy_filter(name: &str, type_name: &str, config: Value) -> Value {
     json!({"name": name, "typed_config": typed(type_name, config)})
 }

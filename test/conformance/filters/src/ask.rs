@@ -2,6 +2,7 @@
 //! `none`, `ok`, or the kind of an error and what it says.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use attache::prelude::*;
 use attache::{Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, Sharing};
@@ -29,6 +30,10 @@ pub(crate) fn ask(stream: &Stream, question: &Ask) -> String {
 
 fn found<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "none".into(), |value| value.to_string())
+}
+
+fn millis(time: SystemTime) -> u128 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 fn metadata<'a>(stream: &'a Stream, source: &str) -> Result<Metadata<'a>> {
@@ -120,6 +125,12 @@ fn answer(stream: &Stream, question: &Ask) -> Result<String> {
                 "validated" => found(tls.peer_certificate_validated()?),
                 "subject" => found(tls.subject_peer_certificate()?),
                 "digest" => found(tls.sha256_peer_certificate_digest()?),
+                "pem" => found(tls.pem_peer_certificate()?),
+                "issuer" => found(tls.issuer_peer_certificate()?),
+                "session" => found(tls.session_id()?.map(|id| id.len())),
+                "alpn" => found(tls.alpn()?),
+                "valid_from" => found(tls.valid_from_peer_certificate()?.map(millis)),
+                "expires" => found(tls.expiration_peer_certificate()?.map(millis)),
                 "serial" => found(tls.serial_number_peer_certificate()?),
                 "dns_sans" => listed(tls.dns_sans_peer_certificate()?),
                 "uri_sans" => listed(tls.uri_sans_peer_certificate()?),
