@@ -286,3 +286,46 @@ async fn in_chaos(updated: bool) {
         envoy.finish().await;
     }
 }
+
+/// Five thousand wait at once, and their clients go: by resetting their streams, or the connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_waits_and_leaves_leaves_nothing_behind() {
+    const CONNECTIONS: u64 = 50;
+    const CALLS: u64 = 100;
+    let modules = Modules::new().package("attache-e2e-filters");
+    for version in Version::all() {
+        let (upstream, calm) = (upstream().await, upstream().await);
+        let launch = version.launch().modules(&modules).concurrency(2);
+        let envoy = launch.start(&config(&upstream, &calm, 0)).await;
+        let active = "dynamicmodulescustom.attache.chaos.suspended";
+        let mut grown = Vec::new();
+        for _ in 0..3 {
+            let mut crowd = Vec::new();
+            for connection in 0..CONNECTIONS {
+                let mut client = envoy.connect(Protocol::Http2).await;
+                let mut calls = Vec::new();
+                for call in 0..CALLS {
+                    // The second filter waits, too: for the first's response, or for ever.
+                    let header = if call % 2 == 0 { "x-chaos-1" } else { "x-chaos-2" };
+                    let call = Call::get("/").header(header, "totdQ|");
+                    calls.push(client.start(call).await);
+                }
+                crowd.push((connection % 2 == 0, client, calls));
+            }
+            // Those whose second filter waits are suspended in both.
+            envoy.wait_for_stat(active, CONNECTIONS * CALLS * 3 / 2).await;
+            for (resets, client, calls) in crowd {
+                if !resets {
+                    client.disconnect();
+                }
+                drop(calls);
+            }
+            envoy.wait_for_stat(active, 0).await;
+            envoy.wait_for_stat("http.ingress.downstream_rq_active", 0).await;
+            grown.push(envoy.resident_bytes());
+        }
+        // The first crowd makes Envoy's allocator take what the others find.
+        assert!(grown[2] < grown[0] + (16 << 20), "Envoy grows with each crowd: {grown:?}");
+        envoy.finish().await;
+    }
+}
