@@ -407,6 +407,40 @@ TEST_F(FilterTest, ThreadsWakeAStreamThroughItsWorkerOnly) {
   }
 }
 
+TEST_F(FilterTest, AWakeWhoseWorkerHasGoneIsPostedNowhere) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"), true);
+  context_.server_factory_context_.thread_local_.shutdownThread();
+  open(gate());
+  EXPECT_TRUE(posted_.empty());
+  s->destroy();
+}
+
+TEST_F(FilterTest, AWakeThatComesAfterItsStreamDoesNothing) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"), true);
+  open(gate());
+  ASSERT_EQ(1, posted_.size());
+  s->destroy();
+  runPosted();
+}
+
+TEST_F(FilterTest, AResponseThatWasHeldWhenItEndedGetsTrailers) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": ["run", {"gate": ")", gate(),
+                          R"("}, {"pipe": ["copy", {"send_trailers": [["x-sum", "7"]]}]}]})"),
+             true);
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration, s->response());
+  EXPECT_CALL(s->encoder_, addEncodedTrailers());
+  EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->responseData("body", true));
+  EXPECT_CALL(s->encoder_, continueEncoding());
+  open(gate());
+  runPosted();
+  EXPECT_EQ("7", s->response_trailers_.get_("x-sum"));
+  EXPECT_EQ("body", s->client_);
+  EXPECT_FALSE(s->client_ended_);
+}
+
 // ---- Bodies ---------------------------------------------------------------------------------
 
 TEST_F(FilterTest, OutputLeavesWhenItIsThereAndNotWithTheNextInput) {
@@ -465,6 +499,20 @@ TEST_F(FilterTest, AStreamThatGoesTakesItsPushBack) {
     EXPECT_CALL(s->decoder_, onDecoderFilterBelowWriteBufferLowWatermark());
   }
   s->requestData("more than ten bytes");
+  s->destroy();
+}
+
+TEST_F(FilterTest, AStreamThatGoesTakesThePushBackOfItsResponse) {
+  auto s = stream();
+  s->limit_ = 10;
+  s->request(absl::StrCat(R"({"steps": ["run", {"gate": ")", gate(), R"("}]})"), true);
+  s->response();
+  {
+    testing::InSequence by_turns;
+    EXPECT_CALL(s->encoder_, onEncoderFilterAboveWriteBufferHighWatermark());
+    EXPECT_CALL(s->encoder_, onEncoderFilterBelowWriteBufferLowWatermark());
+  }
+  s->responseData("more than ten bytes");
   s->destroy();
 }
 
