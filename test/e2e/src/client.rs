@@ -303,15 +303,17 @@ impl Client {
     }
 
     async fn start_request(&mut self, request: Request<OutBody>) -> Pending {
+        let ready = match &mut self.sender {
+            Sender::Http1(sender) => within("a free connection", sender.ready()).await,
+            Sender::Http2(sender) => within("a free stream", sender.ready()).await,
+        };
+        // Closed by the server, which may do so at any time: the answer is that there is none.
+        if let Err(closed) = ready {
+            return Pending::new(std::future::ready(Err(closed)));
+        }
         match &mut self.sender {
-            Sender::Http1(sender) => {
-                within("a free connection", sender.ready()).await.expect("an open connection");
-                Pending::new(sender.send_request(request))
-            }
-            Sender::Http2(sender) => {
-                within("a free stream", sender.ready()).await.expect("an open connection");
-                Pending::new(sender.send_request(request))
-            }
+            Sender::Http1(sender) => Pending::new(sender.send_request(request)),
+            Sender::Http2(sender) => Pending::new(sender.send_request(request)),
         }
     }
 

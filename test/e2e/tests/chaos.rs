@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use attache_e2e::{
     Broken, Call, Client, Cluster, Collected, Config, Envoy, ModuleFilter, Modules, OutBody,
-    Protocol, Route, Update, Upstream, Version, eventually, header_map, response, within,
+    Protocol, Route, Update, Upstream, Version, eventually, header_map, module_path, response,
+    within,
 };
 use bytes::Bytes;
 use http::{Method, Response};
 use serde_json::json;
+use tempfile::TempDir;
 
 /// How many exchanges a client plays, of how many clients.
 const CLIENTS: u64 = 8;
@@ -166,18 +168,28 @@ async fn upstream() -> Upstream {
     .await
 }
 
+/// The filters, and the same in a module of its own, with a runtime of its own: in a chain, only Envoy
+/// is between them. The folder keeps it.
+fn modules() -> (Modules, TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let twin = folder.path().join("libtwin.so");
+    // A link would be the same module to the loader.
+    std::fs::copy(module_path("attache-e2e-filters"), &twin).expect("a copy");
+    (Modules::new().package("attache-e2e-filters").file("twin", &twin), folder)
+}
+
 /// The calm one is for those who do nothing wrong: a connection to the other may break at any time.
 fn config(upstream: &Upstream, calm: &Upstream, version: u64) -> Config {
-    let filter = |name: &str| {
-        ModuleFilter::new("attache_e2e_filters", "chaos").instance(name).config(json!({
+    let filter = |module: &str, name: &str| {
+        ModuleFilter::new(module, "chaos").instance(name).config(json!({
             "header": name,
             // Another config each time.
             "attache": {"slow_poll_ms": 1000 + version},
         }))
     };
     Config::new()
-        .filter(filter("x-chaos-1"))
-        .filter(filter("x-chaos-2"))
+        .filter(filter("attache_e2e_filters", "x-chaos-1"))
+        .filter(filter("twin", "x-chaos-2"))
         .buffer_limit(64 * 1024)
         .upstream(upstream.address())
         // For those that wait for ever.
@@ -240,7 +252,7 @@ async fn whatever_happens_while_the_config_changes_envoy_lives() {
 }
 
 async fn in_chaos(updated: bool) {
-    let modules = Modules::new().package("attache-e2e-filters");
+    let (modules, _folder) = modules();
     let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
     let each = number("CHAOS").map_or(EACH, |all| all / CLIENTS);
     let seeds = number("CHAOS_SEED").unwrap_or_default() * CLIENTS;
@@ -292,7 +304,7 @@ async fn in_chaos(updated: bool) {
 async fn a_crowd_that_waits_and_leaves_leaves_nothing_behind() {
     const CONNECTIONS: u64 = 50;
     const CALLS: u64 = 100;
-    let modules = Modules::new().package("attache-e2e-filters");
+    let (modules, _folder) = modules();
     for version in Version::all() {
         let (upstream, calm) = (upstream().await, upstream().await);
         let launch = version.launch().modules(&modules).concurrency(2);
