@@ -504,6 +504,7 @@ impl Inner {
         state.request.flow.mode = Mode::Discard;
         state.started = true;
         state.replied = false;
+        self.count(Count::HandledReply);
         self.due.set(true);
         self.worker.enter_runtime();
         self.task.set(Some((self.filter.start_reply)(self.clone())));

@@ -149,6 +149,12 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// left. Returning another response replaces it; an error answers the client as one of `handle`
     /// does.
     ///
+    /// It is no exchange, and counts in the filter's stats as `handled_replies`; errors and panics count
+    /// as ever. Where `handle` was dropped for it, `on_complete` tells
+    /// [`Cancelled`](Outcome::Cancelled), unless the reply was replaced
+    /// ([`Replied`](Outcome::Replied)) or failed. Its route's config is
+    /// [`Stream::route_config`].
+    ///
     /// ```
     /// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Setup};
     ///

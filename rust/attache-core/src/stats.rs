@@ -22,22 +22,25 @@ pub(crate) enum Count {
     Handled,
     /// Something outside of Envoy woke the exchange.
     Woken,
-    Responded,
+    /// An exchange has ended in another way than the two below.
+    Ended,
     Replied,
-    Failed,
-    Panicked,
     Cancelled,
+    /// `handle_reply` was started.
+    HandledReply,
 }
 
 impl From<Outcome> for Count {
     fn from(outcome: Outcome) -> Self {
         match outcome {
-            // The last two are told from no other end.
-            Outcome::Responded | Outcome::Reset | Outcome::Recreated => Count::Responded,
             Outcome::Replied => Count::Replied,
-            Outcome::Failed => Count::Failed,
-            Outcome::Panicked => Count::Panicked,
             Outcome::Cancelled => Count::Cancelled,
+            // Errors and panics are counted where they happen.
+            Outcome::Responded
+            | Outcome::Failed
+            | Outcome::Panicked
+            | Outcome::Reset
+            | Outcome::Recreated => Count::Ended,
         }
     }
 }
@@ -96,11 +99,12 @@ impl Counts {
 }
 
 /// What the metrics are called, and of which kind they are: in the order of [`values`].
-const METRICS: [(&str, MetricKind); 6] = [
+const METRICS: [(&str, MetricKind); 7] = [
     ("exchanges", MetricKind::Counter),
     ("local_replies", MetricKind::Counter),
     ("cancelled", MetricKind::Counter),
     ("wakes", MetricKind::Counter),
+    ("handled_replies", MetricKind::Counter),
     ("active", MetricKind::Gauge),
     ("suspended", MetricKind::Gauge),
 ];
@@ -110,14 +114,13 @@ type Values = [u64; METRICS.len()];
 
 fn values(sums: [u64; COUNTS]) -> Values {
     let of = |what: Count| sums[what as usize];
-    let ended =
-        [Count::Responded, Count::Replied, Count::Failed, Count::Panicked, Count::Cancelled];
-    let ended: u64 = ended.into_iter().map(of).sum();
+    let ended: u64 = [Count::Ended, Count::Replied, Count::Cancelled].into_iter().map(of).sum();
     [
         of(Count::Started),
         of(Count::Replied),
         of(Count::Cancelled),
         of(Count::Woken),
+        of(Count::HandledReply),
         // The cells are read one after the other, while exchanges go on.
         of(Count::Started).saturating_sub(ended),
         of(Count::Started).saturating_sub(of(Count::Handled)),
@@ -212,6 +215,6 @@ mod tests {
         sums[Count::Cancelled as usize] = 2;
         sums[Count::Started as usize] = 1;
         sums[Count::Handled as usize] = 3;
-        assert_eq!(values(sums), [1, 0, 2, 0, 0, 0]);
+        assert_eq!(values(sums), [1, 0, 2, 0, 0, 0, 0]);
     }
 }

@@ -12,7 +12,7 @@ use attache_core::{
     MetadataValue, Next, Request, ResetReason, Response, Result, Setup, Sharing, Stream,
 };
 use attache_test::{Known, TestHost, TestRequest, TestResponse};
-use http::StatusCode;
+use http::{Method, StatusCode};
 
 thread_local! {
     static LEFT: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -367,7 +367,7 @@ mod replies {
         }
         async fn handle(&self, req: Request, next: Next) -> Result<Response> {
             leave("handle");
-            if req.path() == "/hold" {
+            if req.path() == "/hold" || req.method() == Method::POST {
                 std::future::pending::<()>().await;
             }
             next.run(req).await
@@ -423,6 +423,49 @@ mod replies {
         left();
         assert_eq!(host.counter("attache.test.errors"), 1);
         assert_eq!(host.counter("attache.test.panics"), 1);
+    }
+
+    /// exchanges, local_replies, cancelled, handled_replies, errors, panics
+    fn counts(host: &TestHost) -> [u64; 6] {
+        ["exchanges", "local_replies", "cancelled", "handled_replies", "errors", "panics"]
+            .map(|name| host.counter(&format!("attache.test.{name}")))
+    }
+
+    #[test]
+    fn a_reply_is_counted_as_handled_and_not_as_an_exchange() {
+        let host = behind_a_filter_that_replies();
+        for (path, counted) in [
+            ("/", [0, 0, 0, 1, 0, 0]),
+            // Not a local reply in place of an exchange.
+            ("/own", [0, 0, 0, 2, 0, 0]),
+            ("/error", [0, 0, 0, 3, 1, 0]),
+            ("/panic", [0, 0, 0, 4, 1, 1]),
+        ] {
+            host.request(TestRequest::get(path)).run();
+            assert_eq!(counts(&host), counted, "{path}");
+        }
+        for gauge in ["active", "suspended"] {
+            assert_eq!(host.gauge(&format!("attache.test.{gauge}")), 0, "{gauge}");
+        }
+        left();
+    }
+
+    #[test]
+    fn an_exchange_that_a_reply_cut_short_is_counted_by_what_became_of_the_reply() {
+        // The path is what `handle_reply` goes by, the body what `handle` does.
+        let ends = |path: &str| {
+            let host = TestHost::new::<Changes>("");
+            let exchange = host.open(TestRequest::post(path).body("held").streaming());
+            exchange.model().local_reply(408, "too late");
+            exchange.advance(Duration::ZERO);
+            exchange.finish();
+            let outcome = left().pop().unwrap();
+            (outcome, counts(&host))
+        };
+        assert_eq!(ends("/hold"), ("Cancelled".to_owned(), [1, 0, 1, 1, 0, 0]));
+        assert_eq!(ends("/own"), ("Replied".to_owned(), [1, 1, 0, 1, 0, 0]));
+        assert_eq!(ends("/error"), ("Failed".to_owned(), [1, 0, 0, 1, 1, 0]));
+        assert_eq!(ends("/panic"), ("Panicked".to_owned(), [1, 0, 0, 1, 0, 1]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use attache_e2e::{
     Call, Collected, Config, Envoy, ModuleFilter, Modules, Protocol, Route, Update, Version,
-    eventually,
+    envoy_filter, eventually,
 };
 use serde_json::{Value, json};
 
@@ -82,6 +82,31 @@ async fn built_in_stats_tell_how_exchanges_end_and_what_is_under_way() {
         }
         // Only on request.
         assert!(!envoy.prometheus().await.contains("poll_time"));
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn replies_made_elsewhere_are_counted_and_are_no_exchanges() {
+    let modules = modules();
+    for version in Version::all() {
+        let fault = json!({
+            "abort": {"http_status": 418, "percentage": {"numerator": 100}},
+            "headers": [{"name": ":path", "string_match": {"exact": "/elsewhere"}}],
+        });
+        let config = Config::new()
+            .route(Route::prefix("/").direct(200, "ok"))
+            .filter(envoy_filter("fault", "filters.http.fault.v3.HTTPFault", fault))
+            .filter(filter("observed").config(json!({"attache": {"stats": {"interval_ms": 10}}})));
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        for (path, status) in [("/elsewhere", 418), ("/elsewhere", 418), ("/", 200)] {
+            assert_eq!(get(&envoy, path).await.status, status, "{path}");
+        }
+        envoy.wait_for_stat(&stat("handled_replies"), 2).await;
+        envoy.wait_for_stat(&stat("exchanges"), 1).await;
+        envoy.wait_for_stat(&stat("active"), 0).await;
+        assert_eq!(envoy.stat(&stat("cancelled")).await.unwrap_or(0), 0);
+        assert_eq!(envoy.stat(&stat("local_replies")).await.unwrap_or(0), 0);
         envoy.finish().await;
     }
 }
