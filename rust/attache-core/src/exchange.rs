@@ -528,7 +528,7 @@ impl Inner {
         flow.hook = None;
         let wanted = flow.mode != Mode::Discard;
         drop(state);
-        self.end();
+        self.end_inline();
         if wanted && self.alive.get() { step.verdict } else { Verdict::Stop }
     }
 
@@ -807,6 +807,12 @@ impl Inner {
     }
 
     fn end(&self) {
+        self.end_inline();
+    }
+
+    /// As `end`, for where every exchange comes by.
+    #[inline(always)]
+    fn end_inline(&self) {
         let depth = self.depth.get() - 1;
         self.depth.set(depth);
         if depth == 0 {
@@ -877,7 +883,7 @@ impl Inner {
         if state.completed || !self.alive.get() {
             drop(state);
             self.finish();
-        } else if state.rare.deferred.is_some() {
+        } else if !state.rare.is_unused() && state.rare.deferred.is_some() {
             // What woke this poll may have been the post that it waits for.
             self.wake.wake();
         }
@@ -1989,8 +1995,15 @@ impl Inner {
 
     /// Drops what is the filter's own: its `Drop` may panic, or use the exchange. No borrow may be
     /// held.
+    #[inline]
     fn drop_safely<T>(self: &Rc<Self>, value: Option<T>) {
-        let Some(value) = value else { return };
+        if let Some(value) = value {
+            self.drop_it_safely(value);
+        }
+    }
+
+    #[inline(never)]
+    fn drop_it_safely<T>(self: &Rc<Self>, value: T) {
         let was_busy = self.busy.replace(true);
         current::within(self, || {
             if let Err(message) = guarded(|| drop(value)) {
