@@ -9,6 +9,8 @@ ADMIN_PORT ?= 9901
 BAZEL ?= bazel
 BUILD_OPTS ?=
 IMAGE ?= attache-envoy
+# What builds images: docker, podman or buildah.
+DOCKER ?= docker
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-bridge lint bench conformance build-envoy test-envoy image schema doc fmt clean envoy tools
@@ -55,8 +57,8 @@ test-envoy: ## test the C++ filter with Envoy's own test libraries (BUILD_OPTS=.
 	$(BAZEL) test $(BUILD_OPTS) //test/envoy/...
 
 image: build-envoy ## a container image of that Envoy, called IMAGE (attache-envoy)
-	@test/need docker
-	docker build --file contrib/deploy/Dockerfile --tag $(IMAGE) "$$(dirname "$$(realpath bazel-bin/envoy)")"
+	@test/need $(DOCKER)
+	$(DOCKER) build --file contrib/deploy/Dockerfile --tag $(IMAGE) "$$(dirname "$$(realpath bazel-bin/envoy)")"
 
 schema: tools ## write the JSON Schema of each filter's config into contrib/filters
 	cargo run -p attache-schemas
