@@ -19,18 +19,18 @@ cc_library(
 """
 
 def attache_crates(packages = {}, cargo_lockfile = None, lockfile = None):
-    """Defines @crates. After a change of Cargo.lock: `CARGO_BAZEL_REPIN=1 bazel sync --only=crates`.
+    """Defines @crates: the crates of this repository's Cargo.lock, and more if you like.
 
     Args:
       packages: crates that filters of yours need and this repository does not: from the name to a
         `crate.spec`. They are `@crates//:name`, and share with the runtime what both depend on: there
         must be only one Tokio in an Envoy.
-      cargo_lockfile: with `packages`, a Cargo.lock of yours that says which versions these are. It
-        begins as a copy of this repository's, and the command above completes it.
-      lockfile: with `packages`, a file of yours for the same command; at first it is empty.
+      cargo_lockfile: a Cargo.lock of yours, in place of this repository's. It begins as a copy of that
+        one; `CARGO_BAZEL_REPIN=1 bazel sync --only=crates` adds what `packages` brings.
+      lockfile: where that command writes what it has found out. Without it, that is found out anew
+        whenever Bazel fetches @crates. It belongs to one workspace, so this repository's is of no use
+        to another.
     """
-    if packages and not (cargo_lockfile and lockfile):
-        fail("attache_crates: `packages` needs a `cargo_lockfile` and a `lockfile` of your own")
     crates_repository(
         name = "crates",
         annotations = {
@@ -43,7 +43,9 @@ def attache_crates(packages = {}, cargo_lockfile = None, lockfile = None):
             "link-cplusplus": [crate.annotation(gen_build_script = False)],
         },
         cargo_lockfile = cargo_lockfile or Label("//:Cargo.lock"),
-        lockfile = lockfile or Label("//bazel:crates.lock.json"),
+        lockfile = lockfile,
         manifests = [Label("//:Cargo.toml")],
         packages = packages,
+        # This repository's is not changed from elsewhere.
+        skip_cargo_lockfile_overwrite = cargo_lockfile == None,
     )
