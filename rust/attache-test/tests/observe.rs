@@ -119,6 +119,45 @@ fn what_all_workers_count_adds_up() {
     assert_eq!(counts(&host), ([10, 10, 0, 0, 0, 0], [0, 0]));
 }
 
+/// Tells of exchanges that go on, once a second: as an access log with a flush interval does.
+struct Periodic {
+    told: Counter,
+}
+
+impl Filter for Periodic {
+    type Config = ();
+    type RouteConfig = ();
+
+    fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Periodic { told: setup.counter("told")? })
+    }
+
+    async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+        let second = Duration::from_secs(1);
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + second, second);
+        let mut response = std::pin::pin!(next.run(req));
+        loop {
+            tokio::select! {
+                response = &mut response => return response,
+                _ = ticks.tick() => self.told.inc(),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_filter_can_tell_of_exchanges_that_go_on_at_an_interval() {
+    let host = TestHost::new::<Periodic>("");
+    let exchange = host.open(TestRequest::get("/"));
+    for told in 1..=3 {
+        exchange.advance(Duration::from_millis(1001));
+        assert_eq!(host.counter("told"), told);
+    }
+    exchange.respond(TestResponse::new(200));
+    assert_eq!(exchange.finish().status(), 200);
+    assert_eq!(host.counter("told"), 3);
+}
+
 #[test]
 fn poll_times_are_recorded_on_request() {
     let host = TestHost::new::<Ends>(r#"{"attache": {"stats": {"poll_time": true}}}"#);
