@@ -2,6 +2,7 @@
 // (generated from rust/attache-cxx/src/bridge.rs, where each is explained).
 #pragma once
 
+#include "cc/bridge/cluster_calls.h"
 #include "cc/bridge/config_host.h"
 #include "cc/bridge/log_sink.h"
 #include "cc/bridge/notifier.h"

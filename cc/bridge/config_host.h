@@ -1,10 +1,11 @@
-// A filter config of Envoy's, as Rust sees it: its metrics.
+// A filter config of Envoy's, as Rust sees it: its metrics, and its calls to clusters.
 //
 // The host owns it, and keeps it until the `FilterConfig` that was loaded with it is dropped, which
 // is after the last stream of that config has been destroyed. If loading fails, Rust has let go of
-// it when `loadConfig` throws; notifiers that it made may be called later all the same.
+// it when `loadConfig` throws; notifiers and calls that it made may be called later all the same.
 //
-// * `defineMetric` and `makeNotifier` are called on the main thread, during `loadConfig`.
+// * `defineMetric`, `makeNotifier` and `makeClusterCalls` are called on the main thread, during
+//   `loadConfig`.
 // * `updateMetric` is called on worker threads, from within an event of a stream of this config,
 //   and on the main thread, from within `FilterConfig::onScheduled`: at the same time, so it is
 //   `const` and thread-safe. What other threads record waits for the main thread.
@@ -19,6 +20,7 @@
 
 #include "rust/cxx.h"
 
+#include "cc/bridge/cluster_calls.h"
 #include "cc/bridge/notifier.h"
 
 namespace attache {
@@ -42,6 +44,9 @@ public:
 
   // Called at most once.
   virtual std::unique_ptr<Notifier> makeNotifier() noexcept = 0;
+
+  // Called at most once, if the filter wants to call clusters from other threads.
+  virtual std::unique_ptr<ClusterCalls> makeClusterCalls() noexcept = 0;
 };
 
 } // namespace bridge

@@ -158,32 +158,27 @@ public:
   //
   // What comes of a call is reported by `Stream::onCall..`, after startCall has returned and until
   // the call is over or reset; a call that fails within startCall is not reported at all. Calls end
-  // with the stream: after onDestroy nothing is reported. A host that does not call clusters leaves
-  // these as they are.
+  // with the stream: after onDestroy nothing is reported.
 
   // Starts a call; `headers` are all of them. `timeout_ms` is how long the response may take once the
   // request has ended; 0 means for ever. Gives the call an id if it answers Started.
   virtual CallStart startCall(rust::Str cluster, rust::Slice<const HeaderView> headers,
                               rust::Slice<const std::uint8_t> body, bool end_stream,
-                              std::uint64_t timeout_ms, std::uint64_t& id) noexcept {
-    (void)cluster, (void)headers, (void)body, (void)end_stream, (void)timeout_ms, (void)id;
-    return CallStart{0}; // Unsupported
-  }
+                              std::uint64_t timeout_ms, std::uint64_t& id) noexcept = 0;
 
   // Sends more of the request. False if the call is over. It may report events of the call.
   virtual bool sendCallData(std::uint64_t id, rust::Slice<const std::uint8_t> data,
-                            bool end_stream) noexcept {
-    (void)id, (void)data, (void)end_stream;
-    return false;
-  }
+                            bool end_stream) noexcept = 0;
   virtual bool sendCallTrailers(std::uint64_t id,
-                                rust::Slice<const HeaderView> trailers) noexcept {
-    (void)id, (void)trailers;
-    return false;
-  }
+                                rust::Slice<const HeaderView> trailers) noexcept = 0;
 
-  // Cancels a call. Does nothing if it is over. Also called within onComplete.
-  virtual void resetCall(std::uint64_t id) noexcept { (void)id; }
+  // Whether the service is slow to read, so that no more should be sent for now; onCallDrained then
+  // says when to go on. False if the call is over.
+  virtual bool callIsFull(std::uint64_t id) const noexcept = 0;
+
+  // Cancels a call: nothing is reported of it any more. Does nothing if it is over. Also called
+  // within onComplete.
+  virtual void resetCall(std::uint64_t id) noexcept = 0;
 
   // ---- The rest --------------------------------------------------------------------------------
 

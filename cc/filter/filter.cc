@@ -251,6 +251,7 @@ void Filter::onDestroy() {
   if (stream_.has_value()) {
     stream().onDestroy();
   }
+  calls_.reset();
   if (watching_downstream_) {
     decoder_callbacks_->removeDownstreamWatermarkCallbacks(*this);
   }
@@ -617,6 +618,39 @@ bool Filter::recreate() {
     });
   }
   return false;
+}
+
+// ---- From Rust: calls to clusters -----------------------------------------------------------
+
+bridge::CallStart Filter::startCall(rust::Str cluster,
+                                    rust::Slice<const bridge::HeaderView> headers,
+                                    rust::Slice<const std::uint8_t> body, bool end_stream,
+                                    std::uint64_t timeout_ms, std::uint64_t& id) noexcept {
+  if (calls_ == nullptr) {
+    calls_ = std::make_unique<StreamCalls>(stream(), config_->clusterManager());
+  }
+  return calls_->start({view(cluster), headers, view(body), end_stream, timeout_ms},
+                       decoder_callbacks_->activeSpan(), id);
+}
+
+bool Filter::sendCallData(std::uint64_t id, rust::Slice<const std::uint8_t> data,
+                          bool end_stream) noexcept {
+  return calls_ != nullptr && calls_->sendData(id, view(data), end_stream);
+}
+
+bool Filter::sendCallTrailers(std::uint64_t id,
+                              rust::Slice<const bridge::HeaderView> trailers) noexcept {
+  return calls_ != nullptr && calls_->sendTrailers(id, trailers);
+}
+
+bool Filter::callIsFull(std::uint64_t id) const noexcept {
+  return calls_ != nullptr && calls_->isFull(id);
+}
+
+void Filter::resetCall(std::uint64_t id) noexcept {
+  if (calls_ != nullptr) {
+    calls_->reset(id);
+  }
 }
 
 // ---- From Rust: headers ---------------------------------------------------------------------

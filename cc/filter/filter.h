@@ -25,6 +25,7 @@
 
 #include "absl/types/optional.h"
 #include "cc/bridge/bridge.h"
+#include "cc/filter/cluster_call.h"
 #include "cc/filter/facts.h"
 #include "cc/filter/filter_config.h"
 #include "cc/filter/worker_link.h"
@@ -102,6 +103,18 @@ public:
   void reset(::attache::bridge::ResetReason reason, rust::Str details) noexcept override;
   ::attache::bridge::StreamFacts* facts() noexcept override;
   std::unique_ptr<::attache::bridge::Span> span() noexcept override;
+  ::attache::bridge::CallStart startCall(rust::Str cluster,
+                                         rust::Slice<const ::attache::bridge::HeaderView> headers,
+                                         rust::Slice<const std::uint8_t> body, bool end_stream,
+                                         std::uint64_t timeout_ms,
+                                         std::uint64_t& id) noexcept override;
+  bool sendCallData(std::uint64_t id, rust::Slice<const std::uint8_t> data,
+                    bool end_stream) noexcept override;
+  bool
+  sendCallTrailers(std::uint64_t id,
+                   rust::Slice<const ::attache::bridge::HeaderView> trailers) noexcept override;
+  bool callIsFull(std::uint64_t id) const noexcept override;
+  void resetCall(std::uint64_t id) noexcept override;
   std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
   void routeConfigs(::attache::bridge::RouteLevels& levels) const noexcept override;
   void streamId(::attache::bridge::StreamId& id) const noexcept override;
@@ -169,6 +182,8 @@ private:
   absl::optional<rust::Box<::attache::bridge::Stream>> stream_;
   // Made when it is asked for.
   std::unique_ptr<Facts> facts_;
+  // Made with the first call.
+  std::unique_ptr<StreamCalls> calls_;
   Side request_;
   Side response_;
   // Among the filters of one chain: a filter that is nearer to the upstream has a higher number.

@@ -34,8 +34,16 @@ private:
 
 FilterConfig::FilterConfig(Stats::Scope& scope,
                            Server::Configuration::ServerFactoryContext& context)
-    : server_(context), workers_(WorkerLinks::get(context)), scope_(scope.createScope("")),
-      names_(scope.symbolTable()) {}
+    : server_(context), workers_(WorkerLinks::get(context)), main_thread_(workers_->current()),
+      scope_(scope.createScope("")), names_(scope.symbolTable()) {}
+
+FilterConfig::~FilterConfig() {
+  // Before what it uses goes; and it may be the last to refer to the calls that follow.
+  loaded_.reset();
+  if (calls_ != nullptr) {
+    main_thread_->post([calls = std::move(calls_)] {});
+  }
+}
 
 absl::StatusOr<FilterConfigSharedPtr>
 FilterConfig::load(absl::string_view name, absl::string_view config, bool fail_open,
@@ -154,7 +162,12 @@ void FilterConfig::updateMetric(bridge::MetricKind kind, std::size_t id, bridge:
 }
 
 std::unique_ptr<bridge::Notifier> FilterConfig::makeNotifier() noexcept {
-  return std::make_unique<ConfigNotifier>(weak_from_this(), workers_->current());
+  return std::make_unique<ConfigNotifier>(weak_from_this(), main_thread_);
+}
+
+std::unique_ptr<bridge::ClusterCalls> FilterConfig::makeClusterCalls() noexcept {
+  calls_ = std::make_shared<ConfigCalls>(server_);
+  return ConfigCalls::handle(calls_, main_thread_);
 }
 
 } // namespace Attache

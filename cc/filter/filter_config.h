@@ -1,5 +1,5 @@
-// A filter's config in Envoy: the Rust filter that was loaded from it, and its metrics. And what a
-// route says about that filter.
+// A filter's config in Envoy: the Rust filter that was loaded from it, its metrics and its calls to
+// clusters. And what a route says about that filter.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "cc/bridge/bridge.h"
+#include "cc/filter/cluster_call.h"
 #include "cc/filter/worker_link.h"
 
 namespace Envoy {
@@ -36,11 +37,16 @@ public:
   load(absl::string_view name, absl::string_view config, bool fail_open, Stats::Scope& scope,
        Server::Configuration::ServerFactoryContext& context);
 
+  ~FilterConfig() override;
+
   const ::attache::bridge::FilterConfig& loaded() const { return **loaded_; }
   // The server, for what is known there of more than one stream. It outlives all of them.
   Server::Configuration::ServerFactoryContext& server() const { return server_; }
   // The link of the calling worker.
   WorkerLinkSharedPtr currentWorker() const { return workers_->current(); }
+
+  // Not before there is one: filters of clusters are loaded while it is made.
+  Upstream::ClusterManager& clusterManager() const { return server_.clusterManager(); }
 
   // A wake-up that was posted to the main thread.
   void onScheduled() { loaded().onScheduled(); }
@@ -53,6 +59,7 @@ public:
                     ::attache::bridge::MetricOp op, std::uint64_t value,
                     rust::Slice<const rust::Str> labels) const noexcept override;
   std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
+  std::unique_ptr<::attache::bridge::ClusterCalls> makeClusterCalls() noexcept override;
 
 private:
   // A metric as it was defined. One without labels is looked up once, one with labels for each
@@ -74,6 +81,9 @@ private:
 
   Server::Configuration::ServerFactoryContext& server_;
   const std::shared_ptr<WorkerLinks> workers_;
+  const WorkerLinkSharedPtr main_thread_;
+  // Used on the main thread only. Null if the filter calls none.
+  std::shared_ptr<ConfigCalls> calls_;
   const Stats::ScopeSharedPtr scope_;
   Stats::StatNamePool names_;
   std::vector<Metric<Stats::Counter>> counters_;

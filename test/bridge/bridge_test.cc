@@ -114,6 +114,7 @@ protected:
     // moment longer.
     EXPECT_TRUE(eventually([] { return Stream::alive == 0; })) << Stream::alive << " are left";
     EXPECT_TRUE(eventually([] { return notifiers == 0; })) << notifiers << " notifiers are left";
+    EXPECT_TRUE(eventually([] { return Call::alive == 0; })) << Call::alive << " calls are left";
   }
 
   Report play(Script script) { return test::play(worker_, config_, std::move(script)); }
@@ -488,6 +489,94 @@ TEST_F(BridgeTest, AClientGoesInTheMiddleOfAStreamedReply) {
     in_time(promise.get_future());
   }
   expectNothingLeft(50);
+}
+
+// ---- Calls to clusters ----------------------------------------------------------------------
+
+TEST_F(BridgeTest, ACallIsAnsweredOrFailsWithTheReason) {
+  for (const std::string how : {"/call/", "/call-shared/"}) {
+    const auto told = [&](const std::string& what) {
+      return play(script(how + what)).client.text();
+    };
+    EXPECT_EQ(told("service/yes"), "200 yes");
+    EXPECT_EQ(told("service/late"), "Timeout cluster `service`: upstream request timeout");
+    EXPECT_EQ(told("service/cut"), "Reset cluster `service`: it was reset");
+    EXPECT_EQ(told("nobody/yes"),
+              "UnknownCluster cluster `nobody`: Envoy has no cluster of this name");
+    EXPECT_EQ(told("sick/yes"), "Unavailable cluster `sick`: no host of it is healthy");
+    EXPECT_EQ(told("busy/yes"), "Overflow cluster `busy`: a circuit breaker is open");
+    EXPECT_EQ(told("shut/yes").rfind("Unavailable ", 0), 0);
+  }
+  expectNothingLeft(14);
+}
+
+TEST_F(BridgeTest, ARequestStreamsThroughAClusterAsFastAsItIsRead) {
+  constexpr std::size_t piece = 1024;
+  Call::most_unread = 0;
+  Script stream = script("/call-stream", std::vector<std::string>(64, std::string(piece, 's')));
+  stream.request.trailers = {{"x-end", "1"}};
+  stream.request.has_trailers = true;
+  const Report report = play(stream);
+  EXPECT_EQ(report.client.text(), std::string(64 * piece, 's'));
+  EXPECT_EQ(report.client.trailers, stream.request.trailers);
+  // It may take in one go what has come meanwhile; but it waits for the service to have read that.
+  EXPECT_LE(Call::most_unread, 32 * piece);
+  expectNothingLeft(1);
+}
+
+TEST_F(BridgeTest, ACallThatIsDroppedIsResetAndItsAnswerIgnored) {
+  Call::cancelled = 0;
+  for (int round = 0; round < 50; ++round) {
+    EXPECT_EQ(play(script("/call-drop")).client.text(), "Hello, World");
+    EXPECT_EQ(play(script("/call-shared-drop")).client.text(), "Hello, World");
+  }
+  // A shared one may be answered before the main thread hears that nobody wants it.
+  EXPECT_GE(Call::cancelled, 50);
+  expectNothingLeft(100);
+}
+
+TEST_F(BridgeTest, AClientGoesWhileItsExchangeCalls) {
+  Call::cancelled = 0;
+  for (int round = 0; round < 100; ++round) {
+    // The answer and the end race for the worker's queue.
+    for (const char* path : {"/call/service/never", "/call/service/yes", "/call/service/cut",
+                             "/call-shared/service/never", "/call-shared/service/yes"}) {
+      Script goes = script(path);
+      goes.client_goes = true;
+      play(goes);
+    }
+  }
+  EXPECT_TRUE(eventually([] { return Call::cancelled >= 200; })) << Call::cancelled;
+  expectNothingLeft(500);
+}
+
+TEST_F(BridgeTest, AConfigGoesWhileItCalls) {
+  for (int round = 0; round < 50; ++round) {
+    std::shared_ptr<Config> replaced = Config::load(main_, "bridge");
+    EXPECT_EQ(test::play(worker_, replaced, script("/call-outlives")).client.text(), "out");
+    if (round % 2 == 0) {
+      // On a worker, as with the last stream of a config that was replaced.
+      worker_.run([&replaced] { replaced.reset(); });
+    }
+  }
+  // Each was told of the call that was under way, and of one that it made after that.
+  EXPECT_TRUE(eventually([this] {
+    const std::string outcomes = play(script("/call-outcomes")).client.text();
+    return outcomes == "Gone Gone 50";
+  })) << play(script("/call-outcomes")).client.text();
+}
+
+TEST_F(BridgeTest, TheMainThreadGoesWhileAConfigCalls) {
+  {
+    const Worker main;
+    std::shared_ptr<Config> doomed = Config::load(main, "bridge");
+    EXPECT_EQ(test::play(worker_, doomed, script("/call-outlives")).client.text(), "out");
+    main.run([&doomed] { doomed.reset(); });
+  }
+  EXPECT_TRUE(eventually([this] {
+    const std::string outcomes = play(script("/call-outcomes")).client.text();
+    return outcomes == "Gone Gone 51";
+  })) << play(script("/call-outcomes")).client.text();
 }
 
 // ---- Back-pressure --------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-// A filter config, as Envoy would have it: metrics, and a main thread that serves it.
+// A filter config, as Envoy would have it: metrics, calls to clusters, and a main thread that serves
+// it.
 #pragma once
 
 #include <atomic>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "cc/bridge/bridge.h"
+#include "test/bridge/cluster.h"
 #include "test/bridge/worker.h"
 
 namespace attache {
@@ -60,6 +62,14 @@ public:
       made->loaded_.emplace_back(bridge::loadConfig(name, bytes, fail_open, made.get()));
     });
     return made;
+  }
+
+  // On any thread, while it calls or not: its calls go to the main thread, and end there.
+  ~Config() override {
+    loaded_.clear();
+    if (calls_ != nullptr) {
+      link_->post([calls = std::move(calls_)]() mutable { calls.reset(); });
+    }
   }
 
   const bridge::FilterConfig& loaded() const { return *loaded_.front(); }
@@ -119,6 +129,11 @@ public:
                            [](const Config& config) { config.loaded().onScheduled(); });
   }
 
+  std::unique_ptr<bridge::ClusterCalls> makeClusterCalls() noexcept override {
+    calls_ = std::make_shared<ConfigCalls>(main_.link());
+    return std::make_unique<ConfigCalls::Handle>(calls_, main_.link());
+  }
+
   // Updates with another number of labels than were defined.
   int wrong() const {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -126,9 +141,12 @@ public:
   }
 
 private:
-  explicit Config(const Worker& main) : main_(main) {}
+  explicit Config(const Worker& main) : main_(main), link_(main.link()) {}
 
   const Worker& main_;
+  const std::shared_ptr<const WorkerLink> link_;
+  // Null if the filter has asked for no cluster.
+  std::shared_ptr<ConfigCalls> calls_;
   std::vector<std::pair<std::string, std::size_t>> names_[3];
   mutable std::mutex mutex_;
   mutable std::map<std::pair<std::string, std::string>, std::int64_t> values_;

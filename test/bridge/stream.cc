@@ -698,6 +698,93 @@ void Stream::reset(bridge::ResetReason, rust::Str details) noexcept {
 
 // ---- What Rust asks for: the rest -----------------------------------------------------------
 
+// ---- Calls to clusters ----------------------------------------------------------------------
+
+bridge::CallStart Stream::startCall(rust::Str cluster,
+                                    rust::Slice<const bridge::HeaderView> headers,
+                                    rust::Slice<const std::uint8_t> body, bool end_stream,
+                                    std::uint64_t, std::uint64_t& id) noexcept {
+  check(!destroyed_, "a call to a cluster after destroy");
+  const bridge::CallStart started = Call::startOf(std::string(cluster));
+  if (started == bridge::CallStart::Started) {
+    id = ++last_call_;
+    const auto call =
+        std::make_shared<Call>(id, pathOf(headers), worker_.link(), weak_from_this());
+    calls_.add(id, call);
+    if (end_stream || body.size() > 0) {
+      call->send(text(body), end_stream);
+    }
+  }
+  return started;
+}
+
+bool Stream::sendCallData(std::uint64_t id, rust::Slice<const std::uint8_t> data,
+                          bool end_stream) noexcept {
+  check(!destroyed_, "more of a call after destroy");
+  const std::shared_ptr<Call> call = calls_.find(id);
+  return call != nullptr && call->send(text(data), end_stream);
+}
+
+bool Stream::sendCallTrailers(std::uint64_t id,
+                              rust::Slice<const bridge::HeaderView> trailers) noexcept {
+  check(!destroyed_, "more of a call after destroy");
+  const std::shared_ptr<Call> call = calls_.find(id);
+  return call != nullptr && call->sendTrailers(list(trailers));
+}
+
+bool Stream::callIsFull(std::uint64_t id) const noexcept {
+  check(!destroyed_, "a question about a call after destroy");
+  const std::shared_ptr<Call> call = calls_.find(id);
+  return call != nullptr && call->isFull();
+}
+
+void Stream::resetCall(std::uint64_t id) noexcept {
+  check(!destroyed_, "a call is reset after destroy");
+  calls_.reset(id);
+}
+
+template <class F> void Stream::callEvent(F f) {
+  if (!destroyed_) {
+    // What is told may end the exchange.
+    const std::shared_ptr<Stream> self = shared_from_this();
+    const Event event(*this);
+    f(*stream_.front());
+  }
+}
+
+void Stream::callHeaders(std::uint64_t id, const HeaderList& headers) {
+  const std::vector<bridge::HeaderView> list = views(headers);
+  callEvent([&](const bridge::Stream& stream) {
+    stream.onCallHeaders(id, {list.data(), list.size()}, false);
+  });
+}
+
+void Stream::callData(std::uint64_t id, const std::string& data, bool end_stream) {
+  const bridge::Bytes slice = bytes(data);
+  callEvent([&](const bridge::Stream& stream) { stream.onCallData(id, {&slice, 1}, end_stream); });
+}
+
+void Stream::callTrailers(std::uint64_t id, const HeaderList& trailers) {
+  const std::vector<bridge::HeaderView> list = views(trailers);
+  callEvent([&](const bridge::Stream& stream) {
+    stream.onCallTrailers(id, {list.data(), list.size()});
+  });
+}
+
+void Stream::callComplete(std::uint64_t id) {
+  calls_.erase(id);
+  callEvent([&](const bridge::Stream& stream) { stream.onCallComplete(id); });
+}
+
+void Stream::callFailed(std::uint64_t id, bridge::CallFailure failure, const std::string& why) {
+  calls_.erase(id);
+  callEvent([&](const bridge::Stream& stream) { stream.onCallFailed(id, failure, bytesOf(why)); });
+}
+
+void Stream::callDrained(std::uint64_t id) {
+  callEvent([&](const bridge::Stream& stream) { stream.onCallDrained(id); });
+}
+
 std::unique_ptr<bridge::Notifier> Stream::makeNotifier() noexcept {
   check(!destroyed_, "a notifier after destroy");
   return postingNotifier(weak_from_this(), worker_.link(), [](Stream& stream) {

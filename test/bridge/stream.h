@@ -17,13 +17,12 @@
 #include <vector>
 
 #include "cc/bridge/bridge.h"
+#include "test/bridge/cluster.h"
 #include "test/bridge/config.h"
 #include "test/bridge/worker.h"
 
 namespace attache {
 namespace test {
-
-using HeaderList = std::vector<std::pair<std::string, std::string>>;
 
 // A message, or what has come of one.
 struct Message {
@@ -74,7 +73,9 @@ struct Report {
   int scheduled{};
 };
 
-class Stream : public bridge::StreamHost, public std::enable_shared_from_this<Stream> {
+class Stream : public bridge::StreamHost,
+               public CallReceiver,
+               public std::enable_shared_from_this<Stream> {
 public:
   using Done = std::function<void(const Report&)>;
 
@@ -123,9 +124,26 @@ public:
   void sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept override;
   void sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) noexcept override;
   void reset(bridge::ResetReason reason, rust::Str details) noexcept override;
+  bridge::CallStart startCall(rust::Str cluster, rust::Slice<const bridge::HeaderView> headers,
+                              rust::Slice<const std::uint8_t> body, bool end_stream,
+                              std::uint64_t timeout_ms, std::uint64_t& id) noexcept override;
+  bool sendCallData(std::uint64_t id, rust::Slice<const std::uint8_t> data,
+                    bool end_stream) noexcept override;
+  bool sendCallTrailers(std::uint64_t id,
+                        rust::Slice<const bridge::HeaderView> trailers) noexcept override;
+  bool callIsFull(std::uint64_t id) const noexcept override;
+  void resetCall(std::uint64_t id) noexcept override;
   std::unique_ptr<bridge::Notifier> makeNotifier() noexcept override;
   void routeConfigs(bridge::RouteLevels& levels) const noexcept override;
   void streamId(bridge::StreamId& id) const noexcept override;
+
+  // CallReceiver
+  void callHeaders(std::uint64_t id, const HeaderList& headers) override;
+  void callData(std::uint64_t id, const std::string& data, bool end_stream) override;
+  void callTrailers(std::uint64_t id, const HeaderList& trailers) override;
+  void callComplete(std::uint64_t id) override;
+  void callFailed(std::uint64_t id, bridge::CallFailure failure, const std::string& why) override;
+  void callDrained(std::uint64_t id) override;
 
 private:
   // One direction: what the sender has still to send, what the filter has of it, and whom it goes to.
@@ -186,6 +204,8 @@ private:
   void clientReads();
   void replyComes();
   void replyEnds();
+  // An event of a call, unless the exchange is over.
+  template <class F> void callEvent(F f);
   void finish();
 
   const Worker& worker_;
@@ -199,6 +219,8 @@ private:
   std::shared_ptr<Stream> self_;
   // None or one.
   std::vector<rust::Box<bridge::Stream>> stream_;
+  Calls calls_;
+  std::uint64_t last_call_{};
   std::size_t client_holds_{};
   bool client_full_{};
   bool answering_{};

@@ -126,6 +126,10 @@ pub struct Capabilities {
     /// the route table's, the virtual host's, the route's and the weighted cluster's. Where not, only
     /// the most specific of them is.
     pub route_levels: bool,
+    /// Of a call to a cluster, Envoy says why it failed, and when the service takes no more of a
+    /// streamed request. Where not, the answer and the clock tell why, as well as they can, and
+    /// [`Callout::request_limit`](crate::Callout::request_limit) bounds what waits to be sent.
+    pub call_reports: bool,
 }
 
 impl Capabilities {
@@ -135,6 +139,7 @@ impl Capabilities {
         new_trailers: false,
         emit_any_time: false,
         route_levels: false,
+        call_reports: false,
     };
 
     /// What a host that is compiled into Envoy can do.
@@ -143,6 +148,7 @@ impl Capabilities {
         new_trailers: true,
         emit_any_time: true,
         route_levels: true,
+        call_reports: true,
     };
 }
 
@@ -184,8 +190,10 @@ pub enum CallRefused {
     UnknownCluster,
     /// The request lacks something.
     InvalidRequest,
-    /// The cluster takes no request now.
+    /// The cluster takes no request now; the host does not know why.
     Unavailable,
+    /// No host of the cluster is healthy.
+    NoHealthyHost,
     /// A circuit breaker is open.
     Overflow,
     /// Whatever the call belonged to has ended.
@@ -202,6 +210,8 @@ pub enum CallFailure {
     Timeout,
     /// A circuit breaker is open.
     Overflow,
+    /// The cluster takes no request now: no host of it is healthy, or it drops load.
+    Unavailable,
     /// The response is larger than the host takes.
     TooLarge,
 }
@@ -381,6 +391,12 @@ pub trait Host: 'static {
     /// Ends a call's request with trailers. False if the call is over.
     fn send_call_trailers(&self, call: u64, trailers: &[(&[u8], &[u8])]) -> bool {
         let _ = (call, trailers);
+        false
+    }
+    /// Whether the service is slow to read, so that no more of a call's body should be sent for now.
+    /// [`Exchange::call_drained`](crate::exchange::Exchange::call_drained) then says when to go on.
+    fn call_is_full(&self, call: u64) -> bool {
+        let _ = call;
         false
     }
     /// Cancels a call. Does nothing if it is over. Also called from within

@@ -16,6 +16,7 @@
 //! * Whatever a `Stream` calls on its host may run other events of the same stream before it
 //!   returns, `onDestroy` included.
 
+use crate::calls::SharedCall;
 use crate::config::{
     FilterConfig, RouteConfig, RouteLevels, filter_names, init, load_config, load_route_config,
 };
@@ -117,14 +118,14 @@ pub(crate) mod ffi {
     #[derive(Debug)]
     #[repr(u8)]
     enum CallStart {
-        /// This host does not call clusters.
-        Unsupported,
         Started,
         UnknownCluster,
         /// `:method`, `:path` or `:authority` is missing.
         InvalidRequest,
-        /// The cluster takes no request now.
+        /// The cluster takes no request now, for another reason than the two below.
         Unavailable,
+        /// No host of it is healthy.
+        NoHealthyHost,
         /// A circuit breaker is open.
         Overflow,
     }
@@ -133,13 +134,13 @@ pub(crate) mod ffi {
     #[derive(Debug)]
     #[repr(u8)]
     enum CallFailure {
-        /// It was reset, or nobody knows: the clock then tells whether its time was over.
+        /// The connection could not be made, or broke, or the service reset the request.
         Reset,
         Timeout,
         /// A circuit breaker is open.
         Overflow,
-        /// The response is larger than the host takes.
-        TooLarge,
+        /// The cluster takes no request now.
+        Unavailable,
     }
 
     /// Something that is known of a stream. First what Envoy calls its attributes, in its order (the
@@ -366,6 +367,7 @@ pub(crate) mod ffi {
     }
 
     unsafe extern "C++" {
+        include!("cc/bridge/cluster_calls.h");
         include!("cc/bridge/notifier.h");
         include!("cc/bridge/config_host.h");
         include!("cc/bridge/log_sink.h");
@@ -473,6 +475,22 @@ pub(crate) mod ffi {
             life_span: LifeSpan,
         ) -> bool;
         fn control(self: Pin<&mut StreamFacts>, what: Control, text: &str) -> Changed;
+        #[cxx_name = "makeClusterCalls"]
+        fn make_cluster_calls(self: Pin<&mut ConfigHost>) -> UniquePtr<ClusterCalls>;
+
+        type ClusterCalls;
+        fn start(self: &ClusterCalls, call: Box<SharedCall>);
+        fn cancel(self: &ClusterCalls, id: u64);
+
+        type CallStarter;
+        #[cxx_name = "startCall"]
+        fn start_call(
+            self: Pin<&mut CallStarter>,
+            cluster: &str,
+            headers: &[HeaderView],
+            body: &[u8],
+            timeout_ms: u64,
+        );
 
         type StreamHost;
         fn header(
@@ -578,6 +596,8 @@ pub(crate) mod ffi {
         #[cxx_name = "sendCallTrailers"]
         fn send_call_trailers(self: Pin<&mut StreamHost>, id: u64, trailers: &[HeaderView])
         -> bool;
+        #[cxx_name = "callIsFull"]
+        fn call_is_full(self: &StreamHost, id: u64) -> bool;
         #[cxx_name = "resetCall"]
         fn reset_call(self: Pin<&mut StreamHost>, id: u64);
 
@@ -620,6 +640,29 @@ pub(crate) mod ffi {
         /// The main thread calls it for each `notify` of the notifier that `ConfigHost` made.
         #[cxx_name = "onScheduled"]
         fn on_scheduled(self: &FilterConfig);
+
+        /// A call of a config's own, on its way through the host. It may be dropped on any thread, at
+        /// any time: whoever waits is then told that the config has gone, if nothing else was told.
+        type SharedCall;
+        /// By which `ClusterCalls::cancel` names it.
+        fn id(self: &SharedCall) -> u64;
+        /// Gives the request to `starter`, within this call.
+        fn send(self: &SharedCall, starter: Pin<&mut CallStarter>);
+        /// What has come of it, as the events of a `Stream` below. These call nothing of the host's.
+        /// The first two return false when more has come than may wait: the call is to be reset then.
+        #[cxx_name = "onHeaders"]
+        fn on_headers(self: &mut SharedCall, headers: &[HeaderView], end_stream: bool) -> bool;
+        #[cxx_name = "onData"]
+        fn on_data(self: &mut SharedCall, slices: &[Bytes], end_stream: bool) -> bool;
+        #[cxx_name = "onTrailers"]
+        fn on_trailers(self: &mut SharedCall);
+        #[cxx_name = "onComplete"]
+        fn on_complete(self: &mut SharedCall);
+        /// It was not started; `why` is not `Started`.
+        #[cxx_name = "onRefused"]
+        fn on_refused(self: &mut SharedCall, why: CallStart);
+        #[cxx_name = "onFailed"]
+        fn on_failed(self: &mut SharedCall, failure: CallFailure, why: &[u8]);
 
         /// A parsed per-route config. May be dropped on any thread.
         type RouteConfig;
@@ -695,9 +738,12 @@ pub(crate) mod ffi {
         /// It is over, and all of it was reported.
         #[cxx_name = "onCallComplete"]
         fn on_call_complete(self: &Stream, id: u64);
-        /// It is over, and has failed.
+        /// It is over, and has failed. `why` is Envoy's own text for it, or empty.
         #[cxx_name = "onCallFailed"]
-        fn on_call_failed(self: &Stream, id: u64, failure: CallFailure);
+        fn on_call_failed(self: &Stream, id: u64, failure: CallFailure, why: &[u8]);
+        /// The service reads again, after `StreamHost::callIsFull` was true.
+        #[cxx_name = "onCallDrained"]
+        fn on_call_drained(self: &Stream, id: u64);
 
         /// The stream has ended; its host can still be called.
         #[cxx_name = "onComplete"]

@@ -1,16 +1,19 @@
 //! What is made once: the list of filters, filter configs with their metrics, per-route configs.
 
+use std::cell::OnceCell;
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use attache_core::registry::{Defaults, Loaded, LoadedRoute, Registry};
 use attache_core::{
-    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, guarded, is_serving,
+    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls, guarded,
+    is_serving,
 };
 use cxx::UniquePtr;
 
 use crate::bridge::ffi;
+use crate::calls::Calls;
 use crate::log::Log;
 
 unsafe extern "Rust" {
@@ -108,7 +111,7 @@ pub(crate) unsafe fn load_config(
         let host = NonNull::new(host).ok_or("there is no host for the config")?;
         // SAFETY: the caller's promise.
         let sink = Arc::new(unsafe { Sink::new(host) });
-        let defining = Box::new(Defining(sink.clone()));
+        let defining = Box::new(Defining { sink: sink.clone(), calls: OnceCell::new() });
         match registry.load_with(name, config, Defaults { fail_open }, defining) {
             Ok(loaded) => Ok(Box::new(FilterConfig { loaded: Some(loaded), sink })),
             Err(reason) => {
@@ -152,7 +155,20 @@ pub(crate) fn load_route_config(name: &str, config: &[u8]) -> Result<Box<RouteCo
 }
 
 /// What a filter is offered while it is made. Lives no longer than that.
-struct Defining(Arc<Sink>);
+struct Defining {
+    sink: Arc<Sink>,
+    /// Made if the filter asks for a cluster.
+    calls: OnceCell<Arc<Calls>>,
+}
+
+impl Defining {
+    #[expect(clippy::mut_from_ref, reason = "what it refers to is not part of `self`")]
+    fn host(&self) -> Pin<&mut ffi::ConfigHost> {
+        // SAFETY: the filter is being made, so C++ has the host, on this thread; nothing else uses it
+        // before what it is used for returns.
+        unsafe { Pin::new_unchecked(&mut *self.sink.host.as_ptr()) }
+    }
+}
 
 impl ConfigHost for Defining {
     fn define(
@@ -162,17 +178,19 @@ impl ConfigHost for Defining {
         labels: &[&str],
     ) -> Result<MetricId, String> {
         let (mut id, mut reason) = (0, String::new());
-        // SAFETY: the filter is being made, so C++ has the host, on this thread; nothing else uses it
-        // before it returns.
-        let host = unsafe { Pin::new_unchecked(&mut *self.0.host.as_ptr()) };
-        match host.define_metric(kind.into(), name, labels, &mut id, &mut reason) {
+        match self.host().define_metric(kind.into(), name, labels, &mut id, &mut reason) {
             true => Ok(MetricId { kind, id }),
             false => Err(reason),
         }
     }
 
     fn sink(&self) -> Arc<dyn MetricSink> {
-        self.0.clone()
+        self.sink.clone()
+    }
+
+    fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
+        let made = || Arc::new(Calls::new(self.host().make_cluster_calls()));
+        Some(self.calls.get_or_init(made).clone())
     }
 }
 

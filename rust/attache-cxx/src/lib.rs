@@ -34,6 +34,7 @@
 //! | a stream, as the engine sees it | `stream.rs` |
 //! | what is around its messages | `facts.rs`, `span.rs` |
 //! | configs and metrics | `config.rs` |
+//! | calls to clusters from any thread | `calls.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
 //! This is one of the crates where `unsafe` lives. Its rules: every pointer that C++ gives is used
@@ -41,6 +42,7 @@
 //! that got it; no panic leaves a function that C++ calls.
 
 mod bridge;
+mod calls;
 mod config;
 mod facts;
 mod log;

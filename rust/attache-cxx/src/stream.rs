@@ -8,14 +8,14 @@ use attache_core::Views;
 use attache_core::exchange::Exchange;
 use attache_core::facts::{Facts, ResetReason};
 use attache_core::host::{
-    self, CallFailure, CallRefused, CallStart, Capabilities, Host, HostSpan, LocalReply, Map,
-    Notify,
+    self, CallRefused, CallStart, Capabilities, Host, HostSpan, LocalReply, Map, Notify,
 };
 use attache_core::log::write_stream_id;
 use attache_core::registry::LoadedRoute;
 use bytes::Bytes;
 
 use crate::bridge::ffi::{self, Area, DataVerdict, Direction, HeaderView, StreamHost, Verdict};
+use crate::calls::timeout_ms;
 use crate::config::{FilterConfig, Notifier, RouteLevels, shielded};
 use crate::span::Span;
 
@@ -190,14 +190,14 @@ impl Stream {
         self.event("call_complete", |exchange| exchange.call_complete(id));
     }
 
-    pub(crate) fn on_call_failed(&self, id: u64, failure: ffi::CallFailure) {
-        let failure = match failure {
-            ffi::CallFailure::Timeout => Some(CallFailure::Timeout),
-            ffi::CallFailure::Overflow => Some(CallFailure::Overflow),
-            ffi::CallFailure::TooLarge => Some(CallFailure::TooLarge),
-            _ => None,
-        };
-        self.event("call_failed", |exchange| exchange.call_failed(id, failure));
+    pub(crate) fn on_call_failed(&self, id: u64, failure: ffi::CallFailure, why: &[u8]) {
+        self.event("call_failed", |exchange| {
+            exchange.call_failed_because(id, failure.into(), why);
+        });
+    }
+
+    pub(crate) fn on_call_drained(&self, id: u64) {
+        self.event("call_drained", |exchange| exchange.call_drained(id));
     }
 
     pub(crate) fn on_complete(&self) {
@@ -278,14 +278,14 @@ impl HeaderView {
 }
 
 /// Header fields that C++ keeps during the call that runs.
-fn fields(headers: &[HeaderView]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn fields(headers: &[HeaderView]) -> impl Iterator<Item = (&[u8], &[u8])> {
     headers.iter().map(|header| {
         // SAFETY: views in what C++ passes to an event stay as long as the list itself.
         unsafe { (header.name.as_slice(), header.value.as_slice()) }
     })
 }
 
-fn header_views(list: &[(&[u8], &[u8])]) -> Vec<HeaderView> {
+pub(crate) fn header_views(list: &[(&[u8], &[u8])]) -> Vec<HeaderView> {
     list.iter()
         .map(|(name, value)| HeaderView {
             name: ffi::Bytes::of(name),
@@ -474,9 +474,6 @@ impl Host for CxxHost {
     }
 
     fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {
-        let timeout = call
-            .timeout
-            .map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let headers = header_views(call.headers);
         let mut id = 0;
         let started = self.host_mut().start_call(
@@ -484,17 +481,10 @@ impl Host for CxxHost {
             &headers,
             call.body,
             call.end_stream,
-            timeout,
+            timeout_ms(call),
             &mut id,
         );
-        match started {
-            ffi::CallStart::Started => Ok(id),
-            ffi::CallStart::UnknownCluster => Err(CallRefused::UnknownCluster),
-            ffi::CallStart::InvalidRequest => Err(CallRefused::InvalidRequest),
-            ffi::CallStart::Unavailable => Err(CallRefused::Unavailable),
-            ffi::CallStart::Overflow => Err(CallRefused::Overflow),
-            _ => Err(CallRefused::Unsupported),
-        }
+        if started == ffi::CallStart::Started { Ok(id) } else { Err(started.into()) }
     }
 
     fn send_call_data(&self, call: u64, data: &[u8], end_stream: bool) -> bool {
@@ -503,6 +493,10 @@ impl Host for CxxHost {
 
     fn send_call_trailers(&self, call: u64, trailers: &[(&[u8], &[u8])]) -> bool {
         self.host_mut().send_call_trailers(call, &header_views(trailers))
+    }
+
+    fn call_is_full(&self, call: u64) -> bool {
+        self.host().call_is_full(call)
     }
 
     fn reset_call(&self, call: u64) {

@@ -140,7 +140,9 @@ impl Clusters {
         answer(&request)
     }
 
-    /// What comes of a whole request, and when.
+    /// What comes of a whole request, and when. With `reports`, what Envoy would answer in the
+    /// service's place is told as the failure that it is
+    /// ([`Capabilities::call_reports`](attache_core::host::Capabilities::call_reports)).
     ///
     /// # Errors
     /// It is refused at once.
@@ -149,6 +151,7 @@ impl Clusters {
         name: &str,
         request: Message,
         timeout: Option<Duration>,
+        reports: bool,
     ) -> Result<Vec<(Instant, CallEvent)>, CallRefused> {
         let now = Instant::now();
         let ClusterAnswer { after, what } = self.ask(name, request);
@@ -157,9 +160,10 @@ impl Clusters {
         let timed_out = |headers_sent: bool| -> Vec<(Instant, CallEvent)> {
             let Some(deadline) = deadline else { return Vec::new() };
             if headers_sent {
-                return vec![(deadline, CallEvent::Failed(CallFailure::Timeout))];
+                return vec![(deadline, CallEvent::Failed(CallFailure::Timeout, ""))];
             }
-            envoys_own(504, "upstream request timeout").map(|event| (deadline, event)).into()
+            let failed = CallFailure::Timeout;
+            in_its_place(504, "upstream request timeout", reports.then_some(failed), deadline)
         };
         if matches!(what, What::Never) || deadline.is_some_and(|deadline| at >= deadline) {
             return Ok(timed_out(false));
@@ -169,7 +173,7 @@ impl Clusters {
             What::Reset | What::Never => {
                 let text = "upstream connect error or disconnect/reset before headers. \
                             reset reason: connection termination";
-                return Ok(envoys_own(503, text).map(|event| (at, event)).into());
+                return Ok(in_its_place(503, text, reports.then_some(CallFailure::Reset), at));
             }
             What::Respond(response) => response.0,
         };
@@ -184,7 +188,7 @@ impl Clusters {
             events.push((at, CallEvent::Data(chunk, end)));
         }
         if reset {
-            events.push((at, CallEvent::Failed(CUT_OFF)));
+            events.push((at, CallEvent::Failed(CUT_OFF, "")));
         } else if open {
             events.extend(timed_out(true));
         } else {
@@ -201,7 +205,21 @@ pub(crate) enum CallEvent {
     Data(Bytes, bool),
     Trailers(Fields),
     Complete,
-    Failed(CallFailure),
+    /// With what Envoy says of it, if anything.
+    Failed(CallFailure, &'static str),
+}
+
+/// What Envoy does in a service's place: it fails, if the host tells of it, or answers.
+fn in_its_place(
+    status: u16,
+    text: &'static str,
+    reported: Option<CallFailure>,
+    at: Instant,
+) -> Vec<(Instant, CallEvent)> {
+    match reported {
+        Some(failure) => vec![(at, CallEvent::Failed(failure, text))],
+        None => envoys_own(status, text).map(|event| (at, event)).into(),
+    }
 }
 
 /// What Envoy answers in a service's place.
@@ -261,7 +279,7 @@ impl SharedCalls for TestCalls {
         let clusters = self.clusters.clone();
         let name = cluster.clone();
         let task = tokio::spawn(async move {
-            match clusters.script(&name, message, timeout) {
+            match clusters.script(&name, message, timeout, false) {
                 Err(why) => pending.refused(why),
                 Ok(events) => {
                     for (at, event) in events {
@@ -279,7 +297,7 @@ impl SharedCalls for TestCalls {
                                 pending.complete();
                                 true
                             }
-                            CallEvent::Failed(why) => {
+                            CallEvent::Failed(why, _) => {
                                 pending.failed(why);
                                 true
                             }

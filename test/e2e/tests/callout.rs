@@ -163,12 +163,26 @@ async fn a_cluster_that_cannot_be_called_says_so_at_once() {
         let envoy = host.launch().modules(&modules).start(&config).await;
         let expected = "UnknownCluster cluster `nobody`: Envoy has no cluster of this name";
         assert_eq!(get(&host, &envoy, "/unknown").await.text(), expected);
+        // Stock Envoy has one answer for this and the next.
+        let kind = if host.version.is_compiled_in() { "Overflow " } else { "Unavailable " };
         let reply = get(&host, &envoy, "/answer").await;
-        assert!(reply.text().starts_with("Unavailable "), "{}", reply.text());
+        assert!(reply.text().starts_with(kind), "{}", reply.text());
         assert_eq!(get(&host, &envoy, "/question-mark").await.status.as_u16(), 503);
         let reply = get(&host, &envoy, "/shared").await;
-        assert!(reply.text().starts_with("Unavailable "), "{}", reply.text());
+        assert!(reply.text().starts_with(kind), "{}", reply.text());
         assert_eq!(upstream.count(), 0);
+        envoy.finish().await;
+
+        let nobody = Cluster::new("service", upstream.address());
+        let config = calling(nobody, json!({})).patch(|bootstrap| {
+            bootstrap["static_resources"]["clusters"][0]["load_assignment"]["endpoints"] =
+                json!([]);
+        });
+        let envoy = host.launch().modules(&modules).start(&config).await;
+        for path in ["/answer", "/shared"] {
+            let reply = get(&host, &envoy, path).await;
+            assert!(reply.text().starts_with("Unavailable "), "{}", reply.text());
+        }
         envoy.finish().await;
     })
     .await;
@@ -234,6 +248,37 @@ async fn large_bodies_and_trailers_go_through_a_cluster() {
         assert!(reply.text() == large);
         let call = Call::post("/frames").chunks_and_trailers(["a", "b"], &[("x-t", "1")]);
         assert_eq!(client.fetch(call).await.text(), r#"ab {"x-t": "1"}"#);
+        idle(&envoy).await;
+        envoy.finish().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_slow_to_read_holds_the_request_back() {
+    let modules = modules();
+    on_every_host(async |host| {
+        // Stock Envoy does not tell; there, what is sent is bounded instead.
+        if !host.version.is_compiled_in() {
+            return;
+        }
+        let upstream = Upstream::manual().await;
+        let config = calling(Cluster::new("service", upstream.address()), json!({}));
+        let config = config.buffer_limit(64 * 1024);
+        let envoy = host.launch().modules(&modules).start(&config).await;
+        let mut client = host.connect(&envoy).await;
+        // More than a streamed request may have where nothing holds it back.
+        let large = vec![b'x'; 18 << 20];
+        let pending = client.start(Call::post("/stream").body(large.clone())).await;
+        let mut turn = upstream.accept().await;
+        eventually("the service's connection to be full", async || {
+            let full = envoy.stat(&format!("{STATS}.upstream_flow_control_backed_up_total")).await;
+            full.is_some_and(|times| times > 0)
+        })
+        .await;
+        assert_eq!(turn.read_to_end().await.body.len(), large.len());
+        turn.reply(200, "all of it");
+        assert_eq!(pending.await.unwrap().collect().await.unwrap().text(), "all of it");
         idle(&envoy).await;
         envoy.finish().await;
     })

@@ -31,6 +31,8 @@ pub(crate) struct Answer {
     trailers: Option<HeaderMap>,
     /// The most bytes that may wait unread.
     limit: usize,
+    /// The host says what is Envoy's own; else it is told by its headers.
+    reported: bool,
     /// Envoy answers by itself: with this kind of failure, and this text so far.
     own: Option<(CalloutErrorKind, Vec<u8>)>,
     failure: Option<(CalloutErrorKind, String)>,
@@ -48,7 +50,8 @@ pub(crate) enum Progress {
 }
 
 impl Answer {
-    pub(crate) fn new(limit: usize) -> Self {
+    /// `reported`: as [`Capabilities::call_reports`](crate::host::Capabilities::call_reports).
+    pub(crate) fn new(limit: usize, reported: bool) -> Self {
         Answer {
             head: None,
             started: false,
@@ -56,6 +59,7 @@ impl Answer {
             unread: 0,
             trailers: None,
             limit,
+            reported,
             own: None,
             failure: None,
             ended: false,
@@ -76,7 +80,8 @@ impl Answer {
                 append(&mut headers, name, value);
             }
         }
-        if let Some(kind) = envoys_own(status, &headers) {
+        let own = if self.reported { None } else { envoys_own(status, &headers) };
+        if let Some(kind) = own {
             let text = headers.get("grpc-message").map(|v| v.as_bytes().to_vec());
             let kind = if text.as_deref() == Some(b"upstream request timeout") {
                 CalloutErrorKind::Timeout
@@ -148,8 +153,8 @@ impl Answer {
         Progress::News
     }
 
-    /// The call has failed.
-    pub(crate) fn failed(&mut self, failure: CallFailure) -> Progress {
+    /// The call has failed, and `why` is what Envoy says of it; it may be empty.
+    pub(crate) fn failed(&mut self, failure: CallFailure, why: &[u8]) -> Progress {
         if self.ended {
             return Progress::Nothing;
         }
@@ -157,9 +162,11 @@ impl Answer {
             CallFailure::Reset => (CalloutErrorKind::Reset, "it was reset"),
             CallFailure::Timeout => (CalloutErrorKind::Timeout, "it did not answer in time"),
             CallFailure::Overflow => (CalloutErrorKind::Overflow, "a circuit breaker is open"),
+            CallFailure::Unavailable => (CalloutErrorKind::Unavailable, "it takes no request now"),
             CallFailure::TooLarge => (CalloutErrorKind::TooLarge, "its response is too large"),
         };
-        self.fail(kind, text.into());
+        let why = String::from_utf8_lossy(&why[..why.len().min(REASON_LIMIT)]);
+        self.fail(kind, if why.is_empty() { text.into() } else { why.into_owned() });
         Progress::News
     }
 
@@ -258,7 +265,7 @@ mod tests {
     type Field = (&'static [u8], &'static [u8]);
 
     fn answer(fields: &[Field], body: &'static [u8]) -> Answer {
-        let mut answer = Answer::new(1024);
+        let mut answer = Answer::new(1024, false);
         answer.headers(fields.iter().copied(), body.is_empty());
         if !body.is_empty() {
             answer.data([body].into_iter(), true);
@@ -306,8 +313,28 @@ mod tests {
     }
 
     #[test]
+    fn where_the_host_reports_failures_no_response_is_taken_for_one() {
+        let mut answer = Answer::new(1024, true);
+        let fields = [(&b":status"[..], &b"503"[..]), OWN[0], OWN[1]];
+        answer.headers(fields.into_iter(), true);
+        assert_eq!(kind(&mut answer), None);
+        assert_eq!(answer.take_whole().unwrap().status(), 503);
+
+        for (failure, why, text) in [
+            (CallFailure::Timeout, &b""[..], "it did not answer in time"),
+            (CallFailure::Reset, b"upstream connect error", "upstream connect error"),
+            (CallFailure::Unavailable, b"no healthy upstream", "no healthy upstream"),
+        ] {
+            let mut answer = Answer::new(1024, true);
+            assert!(matches!(answer.failed(failure, why), Progress::News));
+            assert_eq!(answer.take_error("c").unwrap().to_string(), format!("cluster `c`: {text}"));
+            assert!(matches!(answer.failed(failure, why), Progress::Nothing));
+        }
+    }
+
+    #[test]
     fn more_than_may_wait_is_an_error() {
-        let mut answer = Answer::new(4);
+        let mut answer = Answer::new(4, false);
         answer.headers([(&b":status"[..], &b"200"[..])].into_iter(), false);
         assert!(matches!(answer.data([&b"abc"[..]].into_iter(), false), Progress::News));
         assert_eq!(answer.take_chunk().unwrap(), "abc");

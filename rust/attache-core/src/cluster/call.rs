@@ -15,7 +15,7 @@ use http_body::Frame;
 use super::answer::{Answer, Progress};
 use super::error::{CalloutError, CalloutErrorKind};
 use super::head::cluster_head;
-use super::request::{Caller, Callout, Head, Limits, trailer_fields};
+use super::request::{Caller, Callout, DEFAULT_LIMIT, Head, Limits, trailer_fields};
 use crate::body::{Body, FrameStream};
 use crate::error::{Error, Result};
 use crate::exchange::{Exchange, Inner, Waiter};
@@ -168,8 +168,9 @@ impl Callout<Cluster> {
     /// ([`Request::take_body`](crate::Request::take_body)) can be sent this way, and the response
     /// can be the filter's own: `Ok(response.into())`.
     ///
-    /// Envoy cannot slow down the service that answers, nor say whether it is slow to read; see
-    /// [`limit`](Callout::limit) and [`request_limit`](Callout::request_limit).
+    /// Envoy cannot slow down the service that answers; see [`limit`](Callout::limit). A service that
+    /// is slow to read holds the body back where the host tells of it; elsewhere
+    /// [`request_limit`](Callout::request_limit) bounds what waits.
     ///
     /// Not cancel-safe: dropping the future, or later the response's body, cancels the call.
     ///
@@ -278,6 +279,7 @@ pub(crate) fn refused(why: CallRefused, cluster: &str) -> CalloutError {
             CalloutErrorKind::Unavailable,
             "it takes no request now: no host is healthy, or a circuit breaker is open",
         ),
+        CallRefused::NoHealthyHost => (CalloutErrorKind::Unavailable, "no host of it is healthy"),
         CallRefused::Overflow => (CalloutErrorKind::Overflow, "a circuit breaker is open"),
         CallRefused::Gone => (CalloutErrorKind::Gone, "the filter's config has ended"),
     };
@@ -296,9 +298,10 @@ impl OpenCall {
             Err(body) => (Bytes::new(), Some(body.into_frames())),
         };
         let id = start(&exchange, &name, &head, &whole, frames.is_none())?;
+        let reports = exchange.read(|host| host.capabilities().call_reports) == Some(true);
         let call = Rc::new(Call {
             id,
-            answer: RefCell::new(Answer::new(head.limits.response)),
+            answer: RefCell::new(Answer::new(head.limits.response, reports)),
             waiter: Cell::new(Waiter::Nobody),
             timeout: head.limits.timeout(),
             sent: Cell::new(None),
@@ -307,7 +310,14 @@ impl OpenCall {
             call.request_is_sent();
         }
         exchange.calls.get_or_init(Box::default).0.borrow_mut().push(call.clone());
-        let pump = frames.map(|frames| Pump { frames, sent: 0, limit: head.limits.request });
+        let pump = frames.map(|frames| {
+            let limit = head.limits.request.unwrap_or(match reports {
+                // What waits is held back by the service.
+                true => usize::MAX,
+                false => DEFAULT_LIMIT,
+            });
+            Pump { frames, sent: 0, limit }
+        });
         Ok(OpenCall { exchange, cluster: name, call, pump })
     }
 
@@ -323,6 +333,11 @@ impl OpenCall {
         loop {
             // The service has answered in full, or is gone: it wants no more.
             if self.exchange.is_over() || self.call.answer.borrow().is_ended() {
+                return Ok(());
+            }
+            // It is slow to read. When it has read, `call_drained` says so.
+            if self.exchange.read(|host| host.call_is_full(id)) == Some(true) {
+                self.pump = Some(pump);
                 return Ok(());
             }
             if budget == 0 {
@@ -491,8 +506,20 @@ impl Exchange {
     /// from a reset.
     pub fn call_failed(&self, call: u64, failure: Option<CallFailure>) {
         self.call_event(call, |answer, call| {
-            answer.failed(failure.unwrap_or_else(|| call.failure()))
+            answer.failed(failure.unwrap_or_else(|| call.failure()), b"")
         });
+    }
+
+    /// The call is over, and has failed: `why` is what Envoy says of it, for the error's text. Empty,
+    /// the text is that of [`call_failed`](Exchange::call_failed).
+    pub fn call_failed_because(&self, call: u64, failure: CallFailure, why: &[u8]) {
+        self.call_event(call, |answer, _| answer.failed(failure, why));
+    }
+
+    /// The service takes more of the request again, after
+    /// [`Host::call_is_full`](crate::host::Host::call_is_full) said that it does not.
+    pub fn call_drained(&self, call: u64) {
+        self.call_event(call, |_, _| Progress::News);
     }
 
     fn call_event(&self, id: u64, f: impl FnOnce(&mut Answer, &Call) -> Progress) {

@@ -41,13 +41,15 @@ pub enum CalloutErrorKind {
     UnknownCluster,
     /// The request is invalid: its method, path, authority or a header. Nothing was sent.
     InvalidRequest,
-    /// The cluster takes no request now: it has no healthy host. Nothing was sent. Stock Envoy does
-    /// not tell this from [`Overflow`](CalloutErrorKind::Overflow) unless a request was queued first.
+    /// The cluster takes no request now: it has no healthy host, or drops load. Nothing was sent. Stock
+    /// Envoy does not tell this from [`Overflow`](CalloutErrorKind::Overflow) unless a request was
+    /// queued first.
     Unavailable,
     /// A circuit breaker of the cluster is open. Nothing was sent.
     Overflow,
     /// There was no whole response in time. Where a response had begun, stock Envoy does not tell this
-    /// from a reset: one that comes near the end of the time counts as a timeout.
+    /// from a reset: one that comes near the end of the time counts as a timeout. (Other hosts do:
+    /// [`Capabilities::call_reports`](crate::host::Capabilities::call_reports).)
     Timeout,
     /// The connection could not be made, or broke, or the service reset the request.
     Reset,

@@ -12,8 +12,8 @@ use crate::host::Map;
 /// How long a call may take, unless the filter says otherwise: as long as an Envoy route.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How many bytes of a response may wait for the filter, and how many a streamed request may have,
-/// unless the filter says otherwise.
+/// How many bytes of a response may wait for the filter, and how many a streamed request may have where
+/// nobody tells how many of them wait, unless the filter says otherwise.
 pub(crate) const DEFAULT_LIMIT: usize = 16 << 20;
 
 /// Headers that belong to one connection: Envoy makes its own.
@@ -41,8 +41,8 @@ pub(crate) mod sealed {
 
 /// A call to a cluster that is being made ready. Nothing happens until it is sent.
 ///
-/// Its path is `/`, its authority the name of the cluster, its timeout 15 seconds, its limits 16 MiB
-/// and its body empty, unless said otherwise.
+/// Its path is `/`, its authority the name of the cluster, its timeout 15 seconds, its
+/// [`limit`](Callout::limit) 16 MiB and its body empty, unless said otherwise.
 #[must_use = "a call does nothing until it is sent"]
 #[derive(Debug)]
 pub struct Callout<C: Caller = crate::Cluster> {
@@ -140,10 +140,14 @@ impl<C: Caller> Callout<C> {
         self
     }
 
-    /// How many bytes a streamed request may have in all. Envoy does not say how many of them wait
-    /// for a slow service, so this is what bounds them.
+    /// How many bytes a streamed request may have in all.
+    ///
+    /// A service that is slow to read holds the body back if the host tells of it
+    /// ([`Capabilities::call_reports`](crate::host::Capabilities::call_reports)), and then there is no
+    /// limit unless one is set here. Stock Envoy does not say how many bytes wait for a slow service, so
+    /// there this is what bounds them, and it is 16 MiB unless set.
     pub fn request_limit(mut self, bytes: usize) -> Self {
-        self.head.limits.request = bytes;
+        self.head.limits.request = Some(bytes);
         self
     }
 }
@@ -153,12 +157,13 @@ impl<C: Caller> Callout<C> {
 pub(crate) struct Limits {
     pub(crate) timeout: Duration,
     pub(crate) response: usize,
-    pub(crate) request: usize,
+    /// None: whatever the host needs.
+    pub(crate) request: Option<usize>,
 }
 
 impl Limits {
     pub(crate) const DEFAULT: Limits =
-        Limits { timeout: DEFAULT_TIMEOUT, response: DEFAULT_LIMIT, request: DEFAULT_LIMIT };
+        Limits { timeout: DEFAULT_TIMEOUT, response: DEFAULT_LIMIT, request: None };
 
     /// As the host wants it: none, or at least a millisecond.
     pub(crate) fn timeout(&self) -> Option<Duration> {

@@ -37,7 +37,7 @@ use crate::host::{CallFailure, CallRefused, CallStart};
 /// }
 /// ```
 ///
-/// Stock Envoy makes these calls on its main thread, so each costs two hops between threads. For a
+/// Envoy makes these calls on its main thread, so each costs two hops between threads. For a
 /// call that belongs to an exchange, [`Request::cluster`](crate::Request::cluster) costs none.
 #[derive(Clone)]
 pub struct SharedCluster {
@@ -86,7 +86,7 @@ impl Callout<SharedCluster> {
         let Some(calls) = calls else { return Err(refused(CallRefused::Unsupported, &name)) };
         let (answer, answered) = oneshot::channel();
         let pending = PendingCall {
-            answer: Answer::new(head.limits.response),
+            answer: Answer::new(head.limits.response, calls.reports()),
             to: Some(answer),
             cluster: name.clone(),
         };
@@ -123,6 +123,11 @@ pub trait SharedCalls: Send + Sync {
     fn start(&self, request: SharedRequest, pending: PendingCall) -> u64;
     /// Nobody waits for a call any more. Does nothing if it is over. Any thread.
     fn cancel(&self, ticket: u64);
+    /// Whether the host says why a call failed, as
+    /// [`Capabilities::call_reports`](crate::host::Capabilities::call_reports).
+    fn reports(&self) -> bool {
+        false
+    }
 }
 
 /// A request that waits for the thread that can send it.
@@ -203,7 +208,12 @@ impl PendingCall {
 
     /// The call is over, and has failed.
     pub fn failed(&mut self, failure: CallFailure) {
-        let progress = self.answer.failed(failure);
+        self.failed_because(failure, b"");
+    }
+
+    /// The same; `why` is what Envoy says of it, for the error's text.
+    pub fn failed_because(&mut self, failure: CallFailure, why: &[u8]) {
+        let progress = self.answer.failed(failure, why);
         self.report(progress);
     }
 

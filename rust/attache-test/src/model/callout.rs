@@ -49,7 +49,7 @@ impl Stream {
             events: VecDeque::new(),
         };
         if call.end_stream {
-            started.send(clusters)?;
+            started.send(clusters, self.is_compiled_in())?;
         }
         self.calls.last.set(id);
         self.calls.open.borrow_mut().push(started);
@@ -73,7 +73,7 @@ impl Stream {
         // The test's closure runs; it may use anything but this call.
         let mut call = open.swap_remove(index);
         drop(open);
-        let sent = call.send(&self.options.clusters);
+        let sent = call.send(&self.options.clusters, self.is_compiled_in());
         match sent {
             Ok(()) => self.calls.open.borrow_mut().push(call),
             Err(_) => {
@@ -125,7 +125,7 @@ impl Stream {
         let Some(index) = open.iter().position(due) else { return false };
         let (id, event) = (open[index].id, open[index].events.pop_front());
         let Some((_, event)) = event else { return false };
-        if matches!(event, CallEvent::Complete | CallEvent::Failed(_)) {
+        if matches!(event, CallEvent::Complete | CallEvent::Failed(..)) {
             open.remove(index);
         }
         drop(open);
@@ -156,9 +156,13 @@ impl Call {
     }
 
     /// The request is whole.
-    fn send(&mut self, clusters: &crate::cluster::Clusters) -> Result<(), CallRefused> {
+    fn send(
+        &mut self,
+        clusters: &crate::cluster::Clusters,
+        reports: bool,
+    ) -> Result<(), CallRefused> {
         let Some(request) = self.request.take() else { return Ok(()) };
-        self.events = clusters.script(&self.cluster, request, self.timeout)?.into();
+        self.events = clusters.script(&self.cluster, request, self.timeout, reports)?.into();
         Ok(())
     }
 }
@@ -169,6 +173,7 @@ fn deliver(exchange: &Exchange, id: u64, event: CallEvent) {
         CallEvent::Data(data, end) => exchange.call_data(id, end, [&data[..]].into_iter()),
         CallEvent::Trailers(fields) => exchange.call_trailers(id, pairs(&fields)),
         CallEvent::Complete => exchange.call_complete(id),
-        CallEvent::Failed(why) => exchange.call_failed(id, Some(why)),
+        CallEvent::Failed(why, "") => exchange.call_failed(id, Some(why)),
+        CallEvent::Failed(why, text) => exchange.call_failed_because(id, why, text.as_bytes()),
     }
 }

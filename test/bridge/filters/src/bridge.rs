@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::task::{Poll, Waker};
 
 use attache::prelude::*;
-use attache::{Counter, Gauge, Histogram};
+use attache::{CalloutError, Counter, Gauge, Histogram, SharedCluster};
 use futures_util::StreamExt;
 use serde::Deserialize;
 
@@ -22,6 +22,8 @@ pub(crate) struct Bridge {
     /// By label.
     paths: Counter,
     lengths: Histogram,
+    /// By name: those that the test has.
+    shared: Vec<SharedCluster>,
 }
 
 #[derive(Default, Deserialize)]
@@ -54,6 +56,7 @@ impl Filter for Bridge {
             elsewhere: setup.counter("elsewhere")?,
             paths: setup.counter_with("paths", &["path"])?,
             lengths: setup.histogram("lengths")?,
+            shared: CLUSTERS.map(|name| setup.cluster(name)).into(),
         })
     }
 
@@ -68,8 +71,58 @@ impl Filter for Bridge {
         let _life = Life(self);
         let path = req.path();
         self.paths.inc_with(&[&path]);
+        if let Some((cluster, path)) = path.strip_prefix("/call/").and_then(split) {
+            return told(req.cluster(cluster).get(path.to_owned()).send().await);
+        }
+        if let Some((cluster, path)) = path.strip_prefix("/call-shared/").and_then(split) {
+            return told(self.shared(cluster)?.get(path.to_owned()).send().await);
+        }
         match path.as_str() {
             "/pass" => (),
+            // The body goes through the service, and comes back.
+            "/call-stream" => {
+                let body = req.take_body();
+                let call = req.cluster("service").post("/echo").body(body);
+                return Ok(call.send_streaming().await?.into());
+            }
+            // Gives up a call that has begun.
+            "/call-drop" => {
+                let mut call = Box::pin(req.cluster("service").get("/yes").send());
+                let _begun = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+                drop(call);
+                hop().await?;
+            }
+            "/call-shared-drop" => {
+                let mut call = Box::pin(self.shared("service")?.get("/never").send());
+                let _begun = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+                drop(call);
+                hop().await?;
+            }
+            // A task that belongs to no config goes on calling.
+            "/call-outlives" => {
+                let shared = self.shared("service")?.clone();
+                attache::spawn(async move {
+                    for _ in 0..2 {
+                        let outcome = shared.get("/never").send().await;
+                        let outcome =
+                            outcome.map_or_else(|e| format!("{:?}", e.kind()), |_| "?".into());
+                        OUTCOMES.lock().expect("nothing panics here").push(outcome);
+                    }
+                })
+                .detach();
+                return Ok(Response::text(StatusCode::OK, "out"));
+            }
+            // What each call of those has come to, and for how many tasks.
+            "/call-outcomes" => {
+                let outcomes = OUTCOMES.lock().expect("nothing panics here");
+                let tasks = outcomes.len() / 2;
+                let mut different = outcomes.clone();
+                different.dedup();
+                let all = different.first().map_or("none", |all| all);
+                let all = if different.len() == 1 { all } else { "various" };
+                let text = format!("{all} {all} {tasks}");
+                return Ok(Response::text(StatusCode::OK, text));
+            }
             // Waits for another thread, before and after the upstream.
             "/hop" => {
                 hop().await?;
@@ -215,6 +268,36 @@ impl Filter for Bridge {
         }
         next.run(req).await
     }
+}
+
+/// The clusters of the test; `nobody` is none of them.
+const CLUSTERS: [&str; 5] = ["service", "sick", "busy", "shut", "nobody"];
+
+/// What came of the calls of tasks that may outlive their config.
+static OUTCOMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+impl Bridge {
+    fn shared(&self, name: &str) -> Result<&SharedCluster> {
+        self.shared.iter().find(|cluster| cluster.name() == name).context("an unknown name")
+    }
+}
+
+/// `cluster/path`.
+fn split(rest: &str) -> Option<(&str, &str)> {
+    Some((&rest[..rest.find('/')?], &rest[rest.find('/')?..]))
+}
+
+fn told(
+    answer: std::result::Result<attache::http::Response<Bytes>, CalloutError>,
+) -> Result<Response> {
+    let text = match answer {
+        Ok(answer) => {
+            let body = String::from_utf8_lossy(answer.body());
+            format!("{} {body}", answer.status().as_u16())
+        }
+        Err(error) => format!("{:?} {error}", error.kind()),
+    };
+    Ok(Response::text(StatusCode::OK, text))
 }
 
 /// To another thread and back.
