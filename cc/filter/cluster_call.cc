@@ -59,15 +59,6 @@ template <class T> rust::Slice<const typename T::value_type> all(const T& list) 
   return {list.data(), list.size()};
 }
 
-template <class Map>
-std::unique_ptr<Map> makeMap(std::unique_ptr<Map> map,
-                             rust::Slice<const bridge::HeaderView> headers) {
-  for (const bridge::HeaderView& header : headers) {
-    map->addCopy(Http::LowerCaseString(view(header.name)), view(header.value));
-  }
-  return map;
-}
-
 } // namespace
 
 // ---- One call -------------------------------------------------------------------------------

@@ -81,15 +81,6 @@ bool hasModules() {
   return has;
 }
 
-template <class Map>
-std::unique_ptr<Map> makeMap(std::unique_ptr<Map> map,
-                             rust::Slice<const bridge::HeaderView> headers) {
-  for (const bridge::HeaderView& header : headers) {
-    map->addCopy(Http::LowerCaseString(view(header.name)), view(header.value));
-  }
-  return map;
-}
-
 } // namespace
 
 Filter::Filter(FilterConfigSharedPtr config) : config_(std::move(config)), place_(nextPlace()) {}
