@@ -43,8 +43,9 @@ async fn get(envoy: &Envoy, script: String) -> Collected {
     client.fetch(Call::get("/").header("x-script", script)).await
 }
 
-fn is_1_40(version: &Version) -> bool {
-    version.name().starts_with("1.40.")
+/// What stock Envoy tells from 1.40 on, an Envoy with the filters compiled in tells too.
+fn tells_as_1_40(version: &Version) -> bool {
+    version.is_compiled_in() || version.name().starts_with("1.40.")
 }
 
 #[tokio::test]
@@ -95,7 +96,7 @@ async fn addresses_protocol_and_ids_are_those_of_the_connections() {
         assert_eq!(saw[11], upstream.address().port().to_string());
         assert!(saw[12].starts_with("127.0.0.1:"), "{saw:?}");
         assert!(saw[13].parse::<u64>().is_ok(), "{saw:?}");
-        if is_1_40(&host.version) {
+        if tells_as_1_40(&host.version) {
             assert_eq!((saw[9], saw[14]), (saw[1], saw[10]));
         } else {
             assert_eq!((saw[9], saw[14]), ("Unsupported", "Unsupported"));
@@ -104,7 +105,8 @@ async fn addresses_protocol_and_ids_are_those_of_the_connections() {
         let all: Vec<u32> =
             saw[15].split(", ").map(|n| n.split(' ').next().unwrap().parse().unwrap()).collect();
         assert_eq!(all.iter().sum::<u32>(), 68, "{saw:?}");
-        assert!(all[0] >= 20 && all[2] >= 10, "{saw:?}");
+        assert!(all[0] >= 20, "{saw:?}");
+        assert_eq!(all[2] == 0, host.version.is_compiled_in(), "{saw:?}");
         envoy.finish().await;
     })
     .await;
@@ -112,7 +114,9 @@ async fn addresses_protocol_and_ids_are_those_of_the_connections() {
 
 /// A front that speaks TLS to a back in the same Envoy; the filter is in both, and each side presents
 /// the same certificate.
-fn over_tls(upstream: std::net::SocketAddr, back: std::net::SocketAddr) -> Config {
+///
+/// Stock Envoy knows the name that was asked for where a TLS inspector has looked.
+fn over_tls(upstream: std::net::SocketAddr, back: std::net::SocketAddr, inspected: bool) -> Config {
     let secret = json!({"certificate_chain": {"inline_string": CERT},
                         "private_key": {"inline_string": KEY}});
     let common = json!({
@@ -140,11 +144,12 @@ fn over_tls(upstream: std::net::SocketAddr, back: std::net::SocketAddr) -> Confi
             resources["clusters"][0]["transport_socket"] = to.clone();
             let mut listener = resources["listeners"][0].clone();
             listener["name"] = json!("back");
-            // Envoy knows the name that was asked for where a TLS inspector has looked.
-            listener["listener_filters"] = json!([{
-                "name": "envoy.filters.listener.tls_inspector",
-                "typed_config": typed("filters.listener.tls_inspector.v3.TlsInspector", json!({})),
-            }]);
+            if inspected {
+                let config = typed("filters.listener.tls_inspector.v3.TlsInspector", json!({}));
+                listener["listener_filters"] = json!([{
+                    "name": "envoy.filters.listener.tls_inspector", "typed_config": config,
+                }]);
+            }
             listener["address"]["socket_address"]["port_value"] = json!(back.port());
             let chain = &mut listener["filter_chains"][0];
             chain["transport_socket"] = from.clone();
@@ -164,7 +169,8 @@ async fn tls_of_both_connections_is_told() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let back = free.local_addr().expect("an address");
         drop(free);
-        let config = over_tls(upstream.address(), back);
+        let compiled_in = version.is_compiled_in();
+        let config = over_tls(upstream.address(), back, !compiled_in);
         let envoy = version.launch().modules(&modules).start(&config).await;
         let questions = |of: &str| -> Vec<Value> {
             [
@@ -179,6 +185,10 @@ async fn tls_of_both_connections_is_told() {
                 "local_dns_sans",
                 "cipher",
                 "validated",
+                "issuer",
+                "serial",
+                "expires",
+                "pem",
             ]
             .iter()
             .map(|what| json!([of, what]))
@@ -189,30 +199,44 @@ async fn tls_of_both_connections_is_told() {
             .header("x-script-back", script(&questions("tls"), &questions("upstream_tls")));
         let reply = envoy.connect(Protocol::Http1).await.fetch(call).await;
         let saw = saw(&reply);
-        assert_eq!(saw.len(), 44, "{saw:?}");
-        let (back, front) = saw.split_at(22);
-        let mut plain = ["none"; 11];
-        plain[9..].fill("Unsupported");
+        assert_eq!(saw.len(), 60, "{saw:?}");
+        let (back, front) = saw.split_at(30);
+        let mut plain = ["none"; 15];
         let mut plain_upstream = plain;
-        plain_upstream[1..3].fill("Unsupported");
+        if !compiled_in {
+            plain[9..].fill("Unsupported");
+            plain_upstream = plain;
+            plain_upstream[1..3].fill("Unsupported");
+        }
         let certificate = |tls: &[&str]| {
             assert_eq!(tls[3], "CN=attache test");
             assert_eq!(tls[4].len(), 64, "{tls:?}");
             assert!(tls[4].starts_with(&DIGEST[..16]), "{tls:?}");
-            assert_eq!(
-                tls[5..9],
-                ["first.example", "spiffe://example/test", "CN=attache test", "first.example"]
-            );
+            // Stock Envoy tells the first.
+            let names = if compiled_in { "first.example,second.example" } else { "first.example" };
+            assert_eq!(tls[5..9], [names, "spiffe://example/test", "CN=attache test", names]);
+            if !compiled_in {
+                assert_eq!(tls[9..15], ["Unsupported"; 6]);
+                return;
+            }
+            assert!(tls[9].starts_with("ECDHE-"), "{tls:?}");
+            // The certificate is its own issuer, and its own authority.
+            assert_eq!(tls[10..12], ["true", "CN=attache test"]);
+            assert!(tls[12].bytes().all(|digit| digit.is_ascii_hexdigit()), "{tls:?}");
+            assert!(tls[13].parse::<u64>().is_ok(), "{tls:?}");
+            // Lines are no part of a header's value.
+            assert_eq!(tls[14].replace(' ', ""), CERT.replace([' ', '\n'], ""));
         };
         // The back: its client has a certificate, its upstream is plain.
         assert_eq!(back[..3], ["TLSv1.2", "true", "asked.example"]);
-        certificate(&back[..11]);
-        assert_eq!(back[9..11], ["Unsupported", "Unsupported"]);
-        assert_eq!(back[11..], plain_upstream);
+        certificate(&back[..15]);
+        assert_eq!(back[15..], plain_upstream);
         // The front: the other way round.
-        assert_eq!(front[..11], plain);
-        assert_eq!(front[11..14], ["TLSv1.2", "Unsupported", "Unsupported"]);
-        certificate(&front[11..]);
+        assert_eq!(front[..15], plain);
+        let told = if compiled_in { ["true", "asked.example"] } else { ["Unsupported"; 2] };
+        assert_eq!(front[15], "TLSv1.2");
+        assert_eq!(front[16..18], told);
+        certificate(&front[15..]);
         envoy.finish().await;
     }
 }
@@ -279,13 +303,17 @@ async fn errors_say_what_was_wrong_and_what_it_takes() {
             }
         };
         says(0, &["UnknownAttribute", "`source.adress`", "`source.address`"]);
-        says(1, &["Unsupported", "`request.size`", "docs/hosts.md"]);
-        says(2, &["Unsupported", "PeerSerial", "docs/hosts.md"]);
+        if version.is_compiled_in() {
+            assert_eq!(saw[1..3], ["0", "none"]);
+        } else {
+            says(1, &["Unsupported", "`request.size`", "docs/hosts.md"]);
+            says(2, &["Unsupported", "PeerSerial", "docs/hosts.md"]);
+        }
         says(3, &["Refused", "`attache`", "com.example"]);
         says(5, &["WrongType", "`key`", "`com.example`", "Text"]);
         says(6, &["Refused", "`example.com`", "ip:port"]);
         says(7, &["Refused", "`com.example.unknown`"]);
-        if is_1_40(&version) {
+        if tells_as_1_40(&version) {
             assert_eq!(saw[8..], ["ok", "ok"]);
         } else {
             says(8, &["Unsupported", "struct", "needs Envoy 1.40"]);
@@ -357,7 +385,8 @@ async fn filters_of_two_modules_share_metadata_but_not_values() {
     let path = copy.path().join("libother_module.so");
     std::fs::copy(&library, &path).expect("a copy of the module");
     let modules = modules.file("other_module", &path);
-    for version in Version::all() {
+    // Compiled in, there is one list of filters.
+    for version in Version::all().into_iter().filter(|version| !version.is_compiled_in()) {
         let config = Config::new()
             .filter(filter("x-script"))
             .filter(
@@ -422,6 +451,10 @@ async fn a_connection_that_drains_in_http2_ends_with_goaway() {
 async fn a_reply_by_one_of_envoys_own_filters_is_changed() {
     let modules = modules();
     on_every_host(async |host| {
+        // Not every Envoy of one's own has that filter.
+        if host.version.is_compiled_in() {
+            return;
+        }
         // RBAC denies everything, before our filter sees it.
         let rbac = envoy_filter(
             "envoy.filters.http.rbac",
