@@ -190,6 +190,52 @@ TEST_F(BridgeTest, TheRouteConfigsReachTheFilter) {
   EXPECT_EQ(play(script("/route")).client.header(":status"), "500");
 }
 
+// ---- What is around the messages ------------------------------------------------------------
+
+TEST_F(BridgeTest, WhatIsAroundARequestCrossesOver) {
+  const Report report = play(script("/around"));
+  EXPECT_EQ(report.client.text(), R"(Some("1.2.3.4:5")
+Some(7)
+Some(true)
+Some(Some(1.5s))
+Some(25ms)
+None
+["a.example", "b.example"]
+[]
+Some("{\"id\":\"node\"}")
+Unsupported
+Some("{\"a\":[1.0,null,{\"b\":\"c\"}]}")
+["nested"]
+WrongType
+Some(b"\xff\0")
+Refused
+Refused
+Some(7)
+Refused
+Unsupported
+Some("abc") None Some("�b"))");
+  // What Rust logs is noted in the span as well.
+  std::vector<std::string> done = report.done;
+  done.erase(std::remove_if(done.begin(), done.end(),
+                            [](const std::string& what) {
+                              return what.rfind("stream: error: ", 0) == 0 ||
+                                     what.rfind("stream: warn: ", 0) == 0;
+                            }),
+             done.end());
+  EXPECT_EQ(done, (std::vector<std::string>{"route cleared", "flag MINE", "stream: key=value",
+                                            "stream: an event"}));
+  // Of the three objects, each has gone once, whatever its drop does.
+  EXPECT_TRUE(eventually([] { return logged("a kept object's drop") == 3; }));
+  expectNothingLeft(1);
+}
+
+TEST_F(BridgeTest, AResetHasItsReason) {
+  const Report report = play(script("/refused"));
+  EXPECT_TRUE(report.reset);
+  EXPECT_EQ(report.done, (std::vector<std::string>{"reset as refused"}));
+  expectNothingLeft(1);
+}
+
 // ---- Exchanges ------------------------------------------------------------------------------
 
 TEST_F(BridgeTest, AnExchangePassesAsItIs) {

@@ -40,7 +40,9 @@ public:
   void setSampled(bool sampled) noexcept override { note(sampled ? "sampled" : "not sampled"); }
   rust::String traceId() noexcept override { return "abc"; }
   rust::String spanId() noexcept override { return rust::String(); }
-  rust::String baggage(rust::Str key) noexcept override { return rust::String::lossy("\xff" + std::string(key)); }
+  rust::String baggage(rust::Str key) noexcept override {
+    return rust::String::lossy("\xff" + std::string(key));
+  }
   void setBaggage(rust::Str key, rust::Str value) noexcept override { setTag(key, value); }
 
 private:

@@ -688,12 +688,26 @@ void Stream::sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) n
   onTrailers(response_);
 }
 
-void Stream::reset(bridge::ResetReason, rust::Str details) noexcept {
+void Stream::reset(bridge::ResetReason reason, rust::Str details) noexcept {
   const std::shared_ptr<Stream> self = shared_from_this();
   check(!destroyed_, "a reset after destroy");
   report_.reset = true;
+  report_.done.push_back(reason == bridge::ResetReason::Refused ? "reset as refused" : "reset");
   report_.details = std::string(details);
   finish();
+}
+
+bridge::StreamFacts* Stream::facts() noexcept {
+  check(!destroyed_, "facts of a stream that was destroyed");
+  if (facts_ == nullptr) {
+    facts_ = std::make_unique<Facts>(report_.done);
+  }
+  return facts_.get();
+}
+
+std::unique_ptr<bridge::Span> Stream::span() noexcept {
+  check(!destroyed_, "the span of a stream that was destroyed");
+  return makeSpan("stream", report_.done);
 }
 
 // ---- What Rust asks for: the rest -----------------------------------------------------------

@@ -19,6 +19,7 @@
 #include "cc/bridge/bridge.h"
 #include "test/bridge/cluster.h"
 #include "test/bridge/config.h"
+#include "test/bridge/facts.h"
 #include "test/bridge/worker.h"
 
 namespace attache {
@@ -71,6 +72,8 @@ struct Report {
   int times_full{};
   // How often Rust was scheduled.
   int scheduled{};
+  // What was done beside the messages.
+  std::vector<std::string> done;
 };
 
 class Stream : public bridge::StreamHost,
@@ -124,6 +127,8 @@ public:
   void sendReplyData(rust::Slice<const std::uint8_t> data, bool end_stream) noexcept override;
   void sendReplyTrailers(rust::Slice<const bridge::HeaderView> trailers) noexcept override;
   void reset(bridge::ResetReason reason, rust::Str details) noexcept override;
+  bridge::StreamFacts* facts() noexcept override;
+  std::unique_ptr<bridge::Span> span() noexcept override;
   bridge::CallStart startCall(rust::Str cluster, rust::Slice<const bridge::HeaderView> headers,
                               rust::Slice<const std::uint8_t> body, bool end_stream,
                               std::uint64_t timeout_ms, std::uint64_t& id) noexcept override;
@@ -221,6 +226,8 @@ private:
   std::vector<rust::Box<bridge::Stream>> stream_;
   Calls calls_;
   std::uint64_t last_call_{};
+  // Made when it is asked for.
+  std::unique_ptr<Facts> facts_;
   std::size_t client_holds_{};
   bool client_full_{};
   bool answering_{};

@@ -1,11 +1,17 @@
 //! The filter that the test of the bridge steers, by the path of the request.
 
+use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
-use std::sync::Mutex;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
+use std::time::UNIX_EPOCH;
 
 use attache::prelude::*;
-use attache::{CalloutError, Counter, Gauge, Histogram, SharedCluster};
+use attache::{
+    CalloutError, Counter, Gauge, Histogram, LifeSpan, MetadataValue, ResetReason, SharedCluster,
+    TimePoint,
+};
 use futures_util::StreamExt;
 use serde::Deserialize;
 
@@ -175,6 +181,8 @@ impl Filter for Bridge {
                 let _resp = next.run(req).await?;
                 panic!("a panic with the response in hand");
             }
+            "/around" => return around(&req).map(|saw| Response::text(StatusCode::OK, saw)),
+            "/refused" => return Err(Error::reset(ResetReason::Refused, "not_begun")),
             "/error" => return Err(Error::status(StatusCode::IM_A_TEAPOT, "on purpose")),
             "/reply" => return Ok(Response::text(StatusCode::OK, "at once")),
             "/reply-later" => {
@@ -298,6 +306,62 @@ fn told(
         Err(error) => format!("{:?} {error}", error.kind()),
     };
     Ok(Response::text(StatusCode::OK, text))
+}
+
+/// Panics when it goes.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a kept object's drop");
+    }
+}
+
+/// Everything that is around a request, once. What it saw, line by line.
+fn around(req: &Request) -> Result<String> {
+    let stream = req.stream();
+    let info = stream.info();
+    let mut saw = vec![
+        format!("{:?}", info.downstream_remote_address()?),
+        format!("{:?}", info.connection_id()?),
+        format!("{:?}", info.is_health_check()?),
+        format!("{:?}", info.start_time()?.map(|time| time.duration_since(UNIX_EPOCH).ok())),
+        format!("{:?}", info.timing(TimePoint::FirstUpstreamTx)?),
+        format!("{:?}", info.route_name()?),
+        format!("{:?}", info.downstream_tls().dns_sans_peer_certificate()?),
+        format!("{:?}", info.upstream_tls().dns_sans_peer_certificate()?),
+        format!("{:?}", stream.attribute("xds.node")?.map(|node| node.to_string())),
+        format!("{:?}", info.bytes_sent().unwrap_err().kind()),
+    ];
+    let metadata = stream.metadata();
+    let inner = BTreeMap::from([("b".to_owned(), MetadataValue::from("c"))]);
+    let list = MetadataValue::List(vec![1.into(), MetadataValue::Null, inner.into()]);
+    let nested = BTreeMap::from([("a".to_owned(), list)]);
+    metadata.set("com.example", "nested", nested)?;
+    let nested = metadata.get::<MetadataValue>("com.example", "nested")?;
+    saw.push(format!("{:?}", nested.map(|value| value.to_string())));
+    saw.push(format!("{:?}", metadata.keys("com.example")?));
+    saw.push(format!("{:?}", metadata.append("com.example", "nested", 1).unwrap_err().kind()));
+    let state = stream.filter_state();
+    state.set("bytes", [0xff, 0])?;
+    saw.push(format!("{:?}", state.get("bytes")?));
+    saw.push(format!("{:?}", state.set_typed("bytes", "x").unwrap_err().kind()));
+    // An object that is replaced goes at once, one that is refused as well, the last with the stream.
+    state.set_object("bomb", Arc::new(Bomb), LifeSpan::FilterChain)?;
+    state.set_object("bomb", Arc::new(Bomb), LifeSpan::FilterChain)?;
+    let refused = state.set_object("bomb", Arc::new(Bomb), LifeSpan::Request);
+    saw.push(format!("{:?}", refused.unwrap_err().kind()));
+    stream.extensions().insert(Rc::new(7))?;
+    saw.push(format!("{:?}", stream.extensions().get::<Rc<i32>>()?));
+    stream.clear_route_cache()?;
+    stream.add_custom_flag("MINE")?;
+    saw.push(format!("{:?}", stream.override_upstream_host("1.2.3.4:5", true).unwrap_err().kind()));
+    saw.push(format!("{:?}", stream.refresh_route_cluster().unwrap_err().kind()));
+    let trace = req.trace();
+    trace.set_tag("key", "value");
+    trace.log("an event");
+    saw.push(format!("{:?} {:?} {:?}", trace.trace_id(), trace.span_id(), trace.baggage("b")));
+    Ok(saw.join("\n"))
 }
 
 /// To another thread and back.
