@@ -17,6 +17,7 @@ use crate::abi::{
     Callbacks, EnvoyBuffer, EnvoyConfig, EnvoyFilter, EnvoyHeader, ModuleBuffer, ModuleHeader,
     Scheduler, callout_init,
 };
+use crate::config::commit;
 use crate::stream::module_headers;
 
 /// The event by which a config's main thread is asked to look at its calls; metrics have 0.
@@ -213,7 +214,7 @@ impl ConfigCalls {
         if first {
             // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the
             // config is gone it does nothing.
-            unsafe { (self.api.config_scheduler_commit)(self.scheduler, CALLS) }
+            commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, CALLS) });
         }
     }
 

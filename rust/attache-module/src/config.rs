@@ -1,5 +1,6 @@
 //! Filter configs and their metrics in stock Envoy.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use attache_core::registry::{Loaded, LoadedRoute};
@@ -10,6 +11,18 @@ use attache_core::{
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
 use crate::callout::ConfigCalls;
 use crate::stream::module_buffers;
+
+thread_local!(static COMMITTING: Cell<bool> = const { Cell::new(false) });
+
+/// Asks Envoy to call back later: `post` commits an event.
+///
+/// Envoy holds the stream or the config while it posts. Should everybody else let go of it just then,
+/// it is destroyed in here, its config with it, on whatever thread this is.
+pub(crate) fn commit(post: impl FnOnce()) {
+    let before = COMMITTING.replace(true);
+    post();
+    COMMITTING.set(before);
+}
 
 /// What Envoy keeps for us per filter config.
 pub(crate) struct ModuleConfig {
@@ -104,7 +117,8 @@ impl Sink {
     }
 
     /// # Safety
-    /// This must be a thread of Envoy's, and the config must live during the call.
+    /// The config must live during the call, and this must be a thread of Envoy's unless
+    /// [`is_for_any_thread`].
     pub(crate) unsafe fn apply(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
         let update = match (metric.kind, op) {
             (MetricKind::Counter, _) => self.api.increment_counter,
@@ -130,6 +144,27 @@ impl Sink {
             unsafe { self.apply(metric, op, value, labels) }
         });
     }
+
+    /// As [`flush`](Sink::flush), where the config is destroyed: that may be on any thread.
+    ///
+    /// # Safety
+    /// The config must live during the call.
+    pub(crate) unsafe fn flush_at_end(&self) {
+        let foreign = COMMITTING.get();
+        self.queue.take(|metric, op, value, labels| {
+            // What needs a thread of Envoy's is lost on another one.
+            if !foreign || is_for_any_thread(metric.kind, labels) {
+                // SAFETY: the caller's promise. Only within a commit of ours does Envoy destroy a
+                // config on a thread that is not its own.
+                unsafe { self.apply(metric, op, value, labels) }
+            }
+        });
+    }
+}
+
+/// Envoy looks nothing up by thread to change it: it is one atomic number.
+fn is_for_any_thread(kind: MetricKind, labels: &[&str]) -> bool {
+    labels.is_empty() && kind != MetricKind::Histogram
 }
 
 impl MetricSink for Sink {
@@ -141,7 +176,7 @@ impl MetricSink for Sink {
         } else if self.queue.leave(metric, op, value, labels) {
             // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the
             // config is gone it does nothing.
-            unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) }
+            commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) });
         }
     }
 }
@@ -150,5 +185,179 @@ impl Drop for Sink {
     fn drop(&mut self) {
         // SAFETY: made by `config_scheduler_new`, deleted once.
         unsafe { (self.api.config_scheduler_delete)(self.scheduler) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::{CStr, c_void};
+    use std::ptr::null_mut;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicPtr, Ordering};
+
+    use attache_core::registry::Registry;
+    use attache_core::{ConfigError, Counter, Filter, Histogram, Next, Request, Response, Setup};
+
+    use super::*;
+    use crate::abi::ModuleBuffer;
+    use crate::hooks::envoy_dynamic_module_on_http_filter_config_destroy as destroy;
+
+    /// Envoy's config: it is let go of while the module commits, if `going` has the module's.
+    #[derive(Default)]
+    struct FakeConfig {
+        going: AtomicPtr<c_void>,
+        changed: Mutex<Vec<&'static str>>,
+    }
+
+    /// # Safety
+    /// `envoy` must come from `loaded`.
+    unsafe fn fake<'a>(envoy: *mut c_void) -> &'a FakeConfig {
+        // SAFETY: the caller's promise; the test keeps it.
+        unsafe { &*envoy.cast::<FakeConfig>() }
+    }
+
+    unsafe extern "C" fn define(
+        _: EnvoyConfig,
+        _: ModuleBuffer,
+        _: *const ModuleBuffer,
+        _: usize,
+        _: *mut usize,
+    ) -> u32 {
+        METRICS_SUCCESS
+    }
+
+    unsafe extern "C" fn add(
+        envoy: EnvoyConfig,
+        _: usize,
+        _: *const ModuleBuffer,
+        labels: usize,
+        _: u64,
+    ) -> u32 {
+        let what = if labels == 0 { "counter" } else { "labelled counter" };
+        // SAFETY: the module hands back what it was given.
+        unsafe { fake(envoy) }.changed.lock().unwrap().push(what);
+        METRICS_SUCCESS
+    }
+
+    unsafe extern "C" fn record(
+        envoy: EnvoyConfig,
+        _: usize,
+        _: *const ModuleBuffer,
+        _: usize,
+        _: u64,
+    ) -> u32 {
+        // SAFETY: as in `add`.
+        unsafe { fake(envoy) }.changed.lock().unwrap().push("histogram");
+        METRICS_SUCCESS
+    }
+
+    unsafe extern "C" fn make_scheduler(envoy: EnvoyConfig) -> Scheduler {
+        envoy
+    }
+
+    unsafe extern "C" fn post(scheduler: Scheduler, _: u64) {
+        // SAFETY: as in `add`: the scheduler is the config.
+        let going = unsafe { fake(scheduler) }.going.swap(null_mut(), Ordering::SeqCst);
+        if !going.is_null() {
+            destroy(going);
+        }
+    }
+
+    unsafe extern "C" fn delete_scheduler(_: Scheduler) {}
+
+    unsafe extern "C" fn never() {
+        std::process::abort();
+    }
+
+    fn find(name: &'static CStr) -> *mut c_void {
+        let name = name.to_str().unwrap();
+        match name.strip_prefix("envoy_dynamic_module_callback_http_filter_config_").unwrap_or("") {
+            "define_counter" | "define_gauge" | "define_histogram" => define as *mut c_void,
+            "increment_counter" => add as *mut c_void,
+            "record_histogram_value" => record as *mut c_void,
+            "scheduler_new" => make_scheduler as *mut c_void,
+            "scheduler_commit" => post as *mut c_void,
+            "scheduler_delete" => delete_scheduler as *mut c_void,
+            _ => never as *mut c_void,
+        }
+    }
+
+    struct Metrics {
+        plain: Counter,
+        labelled: Counter,
+        histogram: Histogram,
+    }
+
+    /// Those of the config that was loaded last.
+    static METRICS: Mutex<Option<Metrics>> = Mutex::new(None);
+    static LOADING: Mutex<()> = Mutex::new(());
+
+    struct Counting;
+
+    impl Filter for Counting {
+        type Config = ();
+        type RouteConfig = ();
+
+        fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+            *METRICS.lock().unwrap() = Some(Metrics {
+                plain: setup.counter("plain")?,
+                labelled: setup.counter_with("labelled", &["of"])?,
+                histogram: setup.histogram("histogram")?,
+            });
+            Ok(Counting)
+        }
+
+        async fn handle(&self, request: Request, next: Next) -> attache_core::Result<Response> {
+            next.run(request).await
+        }
+    }
+
+    fn loaded(envoy: &FakeConfig) -> (ModulePtr, Metrics) {
+        // SAFETY: these are the functions that the test makes the module call.
+        let api = Box::leak(Box::new(unsafe { Callbacks::load(find) }.unwrap()));
+        let envoy = std::ptr::from_ref(envoy).cast_mut().cast();
+        // SAFETY: the callbacks above take it.
+        let (sink, calls) = unsafe { (Sink::new(envoy, api), ConfigCalls::new(envoy, api)) };
+        let (sink, calls) = (Arc::new(sink), Arc::new(calls));
+        let host = ConfigStream { envoy, api, sink: sink.clone(), calls: calls.clone() };
+        let registry = Registry::new().with::<Counting>("counting");
+        let (loaded, metrics) = {
+            let _one_at_a_time = LOADING.lock().unwrap();
+            let loaded = registry.load("counting", b"", Box::new(host)).unwrap();
+            (loaded, METRICS.lock().unwrap().take().unwrap())
+        };
+        let config = Box::new(ModuleConfig { loaded, sink, calls });
+        (Box::into_raw(config).cast_const().cast(), metrics)
+    }
+
+    #[test]
+    fn the_end_of_a_config_makes_what_still_waits_on_its_thread() {
+        let envoy = FakeConfig::default();
+        let (config, metrics) = loaded(&envoy);
+        metrics.plain.inc();
+        metrics.labelled.inc_with(&["it"]);
+        metrics.histogram.record(1);
+        assert!(envoy.changed.lock().unwrap().is_empty());
+        destroy(config);
+        assert_eq!(*envoy.changed.lock().unwrap(), ["counter", "labelled counter", "histogram"]);
+        metrics.plain.inc();
+        assert_eq!(envoy.changed.lock().unwrap().len(), 3);
+    }
+
+    /// Envoy's scheduler holds its config while it posts, so a thread of ours may be the last to let go
+    /// of it. There, Envoy's look-ups by thread find nothing: it would crash.
+    #[test]
+    fn a_config_that_ends_in_a_commit_touches_only_what_any_thread_may() {
+        let ends_in = |update: fn(&Metrics)| {
+            let envoy = FakeConfig::default();
+            let (config, metrics) = loaded(&envoy);
+            envoy.going.store(config.cast_mut(), Ordering::SeqCst);
+            update(&metrics);
+            assert!(envoy.going.load(Ordering::SeqCst).is_null(), "it has not ended");
+            envoy.changed.into_inner().unwrap()
+        };
+        assert_eq!(ends_in(|metrics| metrics.plain.inc()), ["counter"]);
+        assert!(ends_in(|metrics| metrics.labelled.inc_with(&["it"])).is_empty());
+        assert!(ends_in(|metrics| metrics.histogram.record(1)).is_empty());
     }
 }

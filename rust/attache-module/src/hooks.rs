@@ -270,17 +270,17 @@ fn refuse(module: &Module, reason: &str) -> ModulePtr {
 
 /// A filter config goes. Any thread.
 #[unsafe(no_mangle)]
-extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: ModulePtr) {
+pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: ModulePtr) {
     shielded("config_destroy", (), || {
         // SAFETY: from `config_new`, and destroyed once.
         let config = unsafe { Box::from_raw(config.cast_mut().cast::<ModuleConfig>()) };
         config.loaded.take_stats(|metric, op, value| {
-            // SAFETY: Envoy calls this at the beginning of its config's destructor, on a thread of its
-            // own: the config's metrics are still there.
+            // SAFETY: Envoy calls this at the beginning of its config's destructor: the config's
+            // metrics are still there. These are counters and gauges without labels.
             unsafe { config.sink.apply(metric, op, value, &[]) }
         });
         // SAFETY: as above. What waits for the main thread would otherwise be lost.
-        unsafe { config.sink.flush() };
+        unsafe { config.sink.flush_at_end() };
         config.sink.queue.close();
         config.calls.close();
     });

@@ -16,7 +16,7 @@ use crate::abi::{
     reset_reason,
 };
 use crate::callout;
-use crate::config::RouteConfig;
+use crate::config::{RouteConfig, commit};
 use crate::span::Span;
 
 /// How many slices or headers fit on the stack.
@@ -378,7 +378,7 @@ unsafe impl Sync for StreamNotify {}
 impl Notify for StreamNotify {
     fn notify(&self) {
         // SAFETY: the scheduler lives until `drop`. When the stream is gone it does nothing.
-        unsafe { (self.api.scheduler_commit)(self.scheduler, 0) }
+        commit(|| unsafe { (self.api.scheduler_commit)(self.scheduler, 0) });
     }
 }
 
