@@ -6,6 +6,7 @@
 #include "cc/bridge/config_host.h"
 #include "cc/bridge/log_sink.h"
 #include "cc/bridge/notifier.h"
+#include "cc/bridge/runtime_flags.h"
 #include "cc/bridge/span.h"
 #include "cc/bridge/stream_facts.h"
 #include "cc/bridge/stream_host.h"

@@ -36,12 +36,13 @@ absl::Status initialize() {
 
 absl::StatusOr<Http::FilterFactoryCb>
 makeFactory(const ::attache::v3alpha::Filter& config, Stats::Scope& scope,
-            Server::Configuration::ServerFactoryContext& context) {
+            Server::Configuration::ServerFactoryContext& context,
+            OptRef<Init::Manager> init_manager) {
   RETURN_IF_NOT_OK(initialize());
   const absl::StatusOr<std::string> bytes = configBytes(config.has_config(), config.config());
   RETURN_IF_NOT_OK_REF(bytes.status());
   absl::StatusOr<FilterConfigSharedPtr> loaded =
-      FilterConfig::load(config.name(), *bytes, config.fail_open(), scope, context);
+      FilterConfig::load(config.name(), *bytes, config.fail_open(), scope, context, init_manager);
   RETURN_IF_NOT_OK_REF(loaded.status());
   return [config = std::move(*loaded)](Http::FilterChainFactoryCallbacks& callbacks) {
     callbacks.addStreamFilter(std::make_shared<Filter>(config));
@@ -55,13 +56,14 @@ FilterFactory::FilterFactory() : DualFactoryBase("attache") {}
 absl::StatusOr<Http::FilterFactoryCb> FilterFactory::createFilterFactoryFromProtoTyped(
     const ::attache::v3alpha::Filter& config, const std::string&, DualInfo info,
     Server::Configuration::ServerFactoryContext& context) {
-  return makeFactory(config, info.scope, context);
+  return makeFactory(config, info.scope, context, info.init_manager);
 }
 
 Http::FilterFactoryCb FilterFactory::createFilterFactoryFromProtoWithServerContextTyped(
     const ::attache::v3alpha::Filter& config, const std::string&,
     Server::Configuration::ServerFactoryContext& context) {
-  absl::StatusOr<Http::FilterFactoryCb> factory = makeFactory(config, context.scope(), context);
+  absl::StatusOr<Http::FilterFactoryCb> factory =
+      makeFactory(config, context.scope(), context, absl::nullopt);
   THROW_IF_NOT_OK_REF(factory.status());
   return *std::move(factory);
 }

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "cc/filter/runtime_flags.h"
 #include "cc/filter/text.h"
 
 namespace Envoy {
@@ -40,20 +41,23 @@ FilterConfig::FilterConfig(Stats::Scope& scope,
 FilterConfig::~FilterConfig() {
   // Before what it uses goes; and it may be the last to refer to the calls that follow.
   loaded_.reset();
-  if (calls_ != nullptr) {
-    main_thread_->post([calls = std::move(calls_)] {});
+  if (calls_ != nullptr || secrets_ != nullptr) {
+    main_thread_->post([calls = std::move(calls_), secrets = std::move(secrets_)] {});
   }
 }
 
 absl::StatusOr<FilterConfigSharedPtr>
 FilterConfig::load(absl::string_view name, absl::string_view config, bool fail_open,
-                   Stats::Scope& scope, Server::Configuration::ServerFactoryContext& context) {
+                   Stats::Scope& scope, Server::Configuration::ServerFactoryContext& context,
+                   OptRef<Init::Manager> init_manager) {
   FilterConfigSharedPtr made(new FilterConfig(scope, context));
+  made->init_manager_ = init_manager;
   try {
     made->loaded_.emplace(bridge::loadConfig(str(name), slice(config), fail_open, made.get()));
   } catch (const rust::Error& refused) {
     return absl::InvalidArgumentError(refused.what());
   }
+  made->init_manager_.reset();
   return made;
 }
 
@@ -168,6 +172,23 @@ std::unique_ptr<bridge::Notifier> FilterConfig::makeNotifier() noexcept {
 std::unique_ptr<bridge::ClusterCalls> FilterConfig::makeClusterCalls() noexcept {
   calls_ = std::make_shared<ConfigCalls>(server_);
   return ConfigCalls::handle(calls_, main_thread_);
+}
+
+bool FilterConfig::watchSecret(rust::Str name, rust::Str sds_config,
+                               rust::Box<bridge::SecretSlot> slot, rust::String& error) noexcept {
+  if (secrets_ == nullptr) {
+    secrets_ = std::make_unique<Secrets>(server_);
+  }
+  const absl::Status watched =
+      secrets_->watch(std::string(name), view(sds_config), std::move(slot), init_manager_);
+  if (!watched.ok()) {
+    error = rust::String::lossy(std::string(watched.message()));
+  }
+  return watched.ok();
+}
+
+std::unique_ptr<bridge::RuntimeFlags> FilterConfig::makeRuntimeFlags() const noexcept {
+  return Attache::makeRuntimeFlags(server_.runtime(), main_thread_);
 }
 
 } // namespace Attache

@@ -1,5 +1,5 @@
-// A filter's config in Envoy: the Rust filter that was loaded from it, its metrics and its calls to
-// clusters. And what a route says about that filter.
+// A filter's config in Envoy: the Rust filter that was loaded from it, its metrics, calls to
+// clusters, secrets and runtime flags. And what a route says about that filter.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@
 #include "absl/types/optional.h"
 #include "cc/bridge/bridge.h"
 #include "cc/filter/cluster_call.h"
+#include "cc/filter/secrets.h"
 #include "cc/filter/worker_link.h"
 
 namespace Envoy {
@@ -35,7 +36,7 @@ public:
   // Loads the filter. The error is a text for the user, made by Rust.
   static absl::StatusOr<FilterConfigSharedPtr>
   load(absl::string_view name, absl::string_view config, bool fail_open, Stats::Scope& scope,
-       Server::Configuration::ServerFactoryContext& context);
+       Server::Configuration::ServerFactoryContext& context, OptRef<Init::Manager> init_manager);
 
   ~FilterConfig() override;
 
@@ -60,6 +61,10 @@ public:
                     rust::Slice<const rust::Str> labels) const noexcept override;
   std::unique_ptr<::attache::bridge::Notifier> makeNotifier() noexcept override;
   std::unique_ptr<::attache::bridge::ClusterCalls> makeClusterCalls() noexcept override;
+  bool watchSecret(rust::Str name, rust::Str sds_config,
+                   rust::Box<::attache::bridge::SecretSlot> slot,
+                   rust::String& error) noexcept override;
+  std::unique_ptr<::attache::bridge::RuntimeFlags> makeRuntimeFlags() const noexcept override;
 
 private:
   // A metric as it was defined. One without labels is looked up once, one with labels for each
@@ -84,6 +89,10 @@ private:
   const WorkerLinkSharedPtr main_thread_;
   // Used on the main thread only. Null if the filter calls none.
   std::shared_ptr<ConfigCalls> calls_;
+  // The same. Null if it watches none.
+  std::unique_ptr<Secrets> secrets_;
+  // While the config is loaded.
+  OptRef<Init::Manager> init_manager_;
   const Stats::ScopeSharedPtr scope_;
   Stats::StatNamePool names_;
   std::vector<Metric<Stats::Counter>> counters_;

@@ -16,6 +16,13 @@ void WorkerLink::post(Event::PostCb callback) const {
   }
 }
 
+void WorkerLink::whileOpen(absl::FunctionRef<void()> f) const {
+  absl::MutexLock lock(&mutex_);
+  if (dispatcher_ != nullptr) {
+    f();
+  }
+}
+
 void WorkerLink::close() {
   absl::MutexLock lock(&mutex_);
   dispatcher_ = nullptr;

@@ -15,6 +15,7 @@
 #include "envoy/thread_local/thread_local_object.h"
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
 
 namespace Envoy {
@@ -29,12 +30,17 @@ public:
   // still in its queue.
   void post(Event::PostCb callback) const;
 
+  // Runs `f` here and now, while the worker is kept from going; not if it has gone. Any thread. `f`
+  // is short, and uses no link.
+  void whileOpen(absl::FunctionRef<void()> f) const;
+
   // The worker goes. Called on its thread.
   void close();
 
 private:
-  // Taken only to post, so no request that does not wait ever takes it; and never held while
-  // anything of ours runs.
+  // Taken only to post or for a short look at what goes with the worker, so no request that does
+  // not wait ever takes it; and never held while anything of ours runs that could take another
+  // lock.
   mutable absl::Mutex mutex_;
   Event::Dispatcher* dispatcher_ ABSL_GUARDED_BY(mutex_);
 };

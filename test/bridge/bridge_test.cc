@@ -625,6 +625,17 @@ TEST_F(BridgeTest, TheMainThreadGoesWhileAConfigCalls) {
   })) << play(script("/call-outcomes")).client.text();
 }
 
+// ---- Secrets and flags ----------------------------------------------------------------------
+
+TEST_F(BridgeTest, ASecretChangesAndFlagsAreRead) {
+  const std::string flags = " true true 9 2.5 Some(\"text\") false false 1 1.5 None";
+  EXPECT_EQ(play(script("/envoy")).client.text(), "first" + flags);
+  config_->rotate("second");
+  EXPECT_EQ(play(script("/envoy")).client.text(), "second" + flags);
+  config_->rotate("");
+  EXPECT_EQ(play(script("/envoy")).client.text(), "second" + flags) << "an empty one is none";
+}
+
 // ---- Back-pressure --------------------------------------------------------------------------
 
 TEST_F(BridgeTest, ASenderWaitsForAFilterThatReadsSlowly) {

@@ -134,6 +134,31 @@ public:
     return std::make_unique<ConfigCalls::Handle>(calls_, main_.link());
   }
 
+  // One secret, and no discovery.
+  bool watchSecret(rust::Str name, rust::Str sds_config, rust::Box<bridge::SecretSlot> slot,
+                   rust::String& error) noexcept override {
+    if (std::string(name) != "key" || sds_config.size() > 0) {
+      error = "there is no such secret";
+      return false;
+    }
+    slot->set(bytesOf("first"));
+    slots_.push_back(std::move(slot));
+    return true;
+  }
+
+  // The secret changes. On the main thread, as Envoy does it.
+  void rotate(const std::string& value) const {
+    main_.run([&] {
+      for (const rust::Box<bridge::SecretSlot>& slot : slots_) {
+        slot->set(bytesOf(value));
+      }
+    });
+  }
+
+  std::unique_ptr<bridge::RuntimeFlags> makeRuntimeFlags() const noexcept override {
+    return std::make_unique<Flags>();
+  }
+
   // Updates with another number of labels than were defined.
   int wrong() const {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -141,10 +166,32 @@ public:
   }
 
 private:
+  // What each kind of flag is, when its key is "set".
+  struct Flags : public bridge::RuntimeFlags {
+    static bool isSet(rust::Str key) { return std::string(key) == "set"; }
+    bool featureEnabled(rust::Str key, std::uint64_t percent) const noexcept override {
+      return isSet(key) || percent >= 100;
+    }
+    bool boolean(rust::Str key, bool value) const noexcept override { return isSet(key) || value; }
+    std::uint64_t integer(rust::Str key, std::uint64_t value) const noexcept override {
+      return isSet(key) ? 9 : value;
+    }
+    double number(rust::Str key, double value) const noexcept override {
+      return isSet(key) ? 2.5 : value;
+    }
+    bool text(rust::Str key, rust::String& value) const noexcept override {
+      if (isSet(key)) {
+        value = "text";
+      }
+      return isSet(key);
+    }
+  };
+
   explicit Config(const Worker& main) : main_(main), link_(main.link()) {}
 
   const Worker& main_;
   const std::shared_ptr<const WorkerLink> link_;
+  std::vector<rust::Box<bridge::SecretSlot>> slots_;
   // Null if the filter has asked for no cluster.
   std::shared_ptr<ConfigCalls> calls_;
   std::vector<std::pair<std::string, std::size_t>> names_[3];

@@ -11,7 +11,8 @@ use crate::error::{ConfigError, Result};
 use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink};
 use crate::per_worker::PerWorker;
 use crate::runtime::{Tied, guarded};
-use crate::secret::{self, Secret, SecretError, SecretSource};
+use crate::runtime_flags::{Runtime, RuntimeFlags, RuntimeUnsupported};
+use crate::secret::{self, Secret, SecretError, SecretSource, SecretUpdates};
 use crate::stream::Stream;
 use crate::supervise::Supervised;
 use crate::{Next, Request, Response};
@@ -246,6 +247,27 @@ pub trait ConfigHost {
         None
     }
 
+    /// Tells `updates` of the values of a generic secret that Envoy has, until the config goes: a static
+    /// one if there is no `sds_config` (a `ConfigSource` as JSON). What is known by now is told before
+    /// this returns; a static one always is.
+    ///
+    /// # Errors
+    /// There is no such secret, or this host has no way to it.
+    fn watch_secret(
+        &mut self,
+        name: &str,
+        sds_config: Option<&str>,
+        updates: SecretUpdates,
+    ) -> Result<(), SecretError> {
+        let _ = (name, sds_config, updates);
+        Err(secret::UNSUPPORTED)
+    }
+
+    /// Envoy's runtime flags, where the host has them.
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        None
+    }
+
     /// Whether the runtime is to hand its own counts on from time to time. A host for tests takes
     /// them ([`Loaded::take_stats`](crate::registry::Loaded::take_stats)) when it looks at them.
     fn wants_stats(&self) -> bool {
@@ -362,6 +384,9 @@ impl Setup {
 
     /// A secret of a filter's config: reads it now, and keeps it up to date until the config goes.
     ///
+    /// A secret of Envoy's own changes as soon as Envoy has a new value. Envoy may not have it yet while
+    /// the config is made ([`Secret::try_get`]).
+    ///
     /// Files are looked at every second; one that another is moved over (as rotation usually does),
     /// a link that leads elsewhere and one that is written in place are all noticed. If there is
     /// nothing to be read any more, or nothing of use, the last value stays, and the reason is
@@ -370,9 +395,26 @@ impl Setup {
     /// # Errors
     /// There is no such secret, or none that could be used; this becomes a [`ConfigError`] with `?`.
     pub fn secret(&mut self, source: &SecretSource) -> Result<Secret, SecretError> {
+        let in_envoy = match source {
+            SecretSource::Sds(name) => Some((name, None)),
+            SecretSource::SdsSecretConfig { name, sds_config } => Some((name, Some(sds_config))),
+            _ => None,
+        };
+        if let Some((name, sds_config)) = in_envoy {
+            return secret::watch_in_envoy(self.name, name, sds_config, &mut *self.host);
+        }
         let (secret, watching) = secret::open(self.name, source)?;
         self.tasks.extend(watching);
         Ok(secret)
+    }
+
+    /// Envoy's runtime flags, to read on any thread for as long as Envoy runs.
+    ///
+    /// # Errors
+    /// This host has no way to them. Stock Envoy has none: its C ABI tells modules nothing of the
+    /// runtime.
+    pub fn runtime(&self) -> std::result::Result<Runtime, RuntimeUnsupported> {
+        self.host.runtime_flags().map(Runtime::new).ok_or(RuntimeUnsupported(()))
     }
 
     /// State for each worker: `make` runs on a worker when that first asks for it. See

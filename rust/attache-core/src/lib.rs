@@ -43,6 +43,7 @@ pub mod protobuf;
 pub mod registry;
 mod route;
 mod runtime;
+mod runtime_flags;
 #[cfg(feature = "schema")]
 pub mod schema;
 mod secret;
@@ -75,7 +76,8 @@ pub use metric_queue::MetricQueue;
 pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
 pub use per_worker::PerWorker;
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
-pub use secret::{Secret, SecretError, SecretSource};
+pub use runtime_flags::{Runtime, RuntimeFlags, RuntimeUnsupported};
+pub use secret::{Secret, SecretError, SecretSource, SecretUpdates};
 pub use span::Trace;
 pub use stream::Stream;
 pub use views::{View, Views};

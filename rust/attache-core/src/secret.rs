@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::filter::ConfigHost;
 use crate::runtime::{Tied, spawn_blocking};
+
+/// What a host answers that has no way to Envoy's own secrets.
+pub(crate) const UNSUPPORTED: SecretError = SecretError::Unsupported {
+    instead: "have it in a file, which Envoy's own resources can name too (`sds_file`)",
+};
 
 /// How often the file of a secret is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -23,8 +30,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// key: {sds_file: {path: /etc/envoy/sds.json, name: key}}   # the same, as Envoy has secrets in files
 /// key: {environment_variable: KEY}
 /// key: {inline_string: "only for tests"}
-/// key: {sds: key}                             # refused: no host can do that yet
+/// key: {sds: key}                             # a static secret of Envoy's bootstrap
+/// key: {sds_secret_config: {name: key, sds_config: {path_config_source: {path: /etc/envoy/sds.yaml}}}}
 /// ```
+///
+/// The last two are Envoy's own, and only a host that is compiled into Envoy has them; elsewhere they are
+/// refused with [`SecretError::Unsupported`].
 ///
 /// [`Setup::secret`](crate::Setup::secret) makes a [`Secret`] of it.
 #[derive(Clone, Deserialize)]
@@ -46,8 +57,15 @@ pub enum SecretSource {
     EnvironmentVariable(String),
     /// The secret itself.
     InlineString(String),
-    /// A secret that Envoy gets by its secret discovery service, by its name.
+    /// A generic secret among the static secrets of Envoy's bootstrap, by its name.
     Sds(String),
+    /// A generic secret that Envoy gets by its secret discovery service: the message of the same name.
+    SdsSecretConfig {
+        /// The secret's name.
+        name: String,
+        /// Where Envoy gets it: a `ConfigSource` as JSON.
+        sds_config: Value,
+    },
 }
 
 /// Shows where the secret is, not the secret.
@@ -63,6 +81,9 @@ impl fmt::Debug for SecretSource {
             }
             SecretSource::InlineString(_) => f.write_str("InlineString(..)"),
             SecretSource::Sds(name) => f.debug_tuple("Sds").field(name).finish(),
+            SecretSource::SdsSecretConfig { name, .. } => {
+                f.debug_struct("SdsSecretConfig").field("name", name).finish_non_exhaustive()
+            }
         }
     }
 }
@@ -97,6 +118,18 @@ pub enum SecretError {
         /// Where it came from.
         what: String,
     },
+    /// Envoy refuses it: there is no such secret, or its `sds_config` is wrong.
+    Refused {
+        /// The secret's name.
+        name: String,
+        /// What Envoy says.
+        why: String,
+    },
+    /// Envoy has not got it yet.
+    Pending {
+        /// The secret's name.
+        name: String,
+    },
     /// This host has no way to it.
     Unsupported {
         /// What would do instead.
@@ -115,6 +148,8 @@ impl fmt::Display for SecretError {
                 write!(f, "{} is no file of secrets: {why}", path.display())
             }
             SecretError::Empty { what } => write!(f, "the secret is empty: {what}"),
+            SecretError::Refused { name, why } => write!(f, "the secret `{name}`: {why}"),
+            SecretError::Pending { name } => write!(f, "Envoy has not got the secret `{name}` yet"),
             SecretError::Unsupported { instead } => {
                 write!(f, "filters cannot get secrets of Envoy's secret discovery; {instead}")
             }
@@ -144,7 +179,11 @@ impl std::error::Error for SecretError {}
 /// }
 /// ```
 #[derive(Clone)]
-pub struct Secret(watch::Receiver<Bytes>);
+pub struct Secret {
+    value: watch::Receiver<Option<Bytes>>,
+    /// Of a secret that may not be there yet.
+    name: Option<Arc<str>>,
+}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -154,8 +193,22 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     /// The present value.
+    ///
+    /// Only one of [`SecretSource::SdsSecretConfig`] can have none yet, and is empty then; see
+    /// [`try_get`](Secret::try_get).
     pub fn get(&self) -> Bytes {
-        self.0.borrow().clone()
+        self.value.borrow().clone().unwrap_or_default()
+    }
+
+    /// The present value, which is never empty.
+    ///
+    /// # Errors
+    /// [`SecretError::Pending`]: Envoy has not got it yet. Envoy waits for a secret before it serves
+    /// with the filter, but no longer than the `initial_fetch_timeout` of its `sds_config`.
+    pub fn try_get(&self) -> Result<Bytes, SecretError> {
+        let pending =
+            || SecretError::Pending { name: self.name.as_deref().unwrap_or_default().to_owned() };
+        self.value.borrow().clone().ok_or_else(pending)
     }
 
     /// Waits until there is another value than this handle has waited for before: `true`. `false` if
@@ -163,8 +216,63 @@ impl Secret {
     ///
     /// Cancel-safe.
     pub async fn changed(&mut self) -> bool {
-        self.0.changed().await.is_ok()
+        self.value.changed().await.is_ok()
     }
+}
+
+/// Where a host tells of the values of a secret that Envoy has. Dropping it says that there will be no
+/// more.
+pub struct SecretUpdates {
+    filter: String,
+    name: String,
+    sender: watch::Sender<Option<Bytes>>,
+}
+
+impl fmt::Debug for SecretUpdates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretUpdates({})", self.name)
+    }
+}
+
+impl SecretUpdates {
+    /// There is a value. If it is empty, the last one stays, and that is logged.
+    pub fn set(&self, value: &[u8]) {
+        if value.is_empty() {
+            return self.failed("it is empty");
+        }
+        self.sender.send_if_modified(|old| {
+            let new = old.as_deref() != Some(value);
+            if new {
+                *old = Some(Bytes::copy_from_slice(value));
+            }
+            new
+        });
+    }
+
+    /// There was to be a value, and there is none. The last one stays, and that is logged.
+    pub fn failed(&self, why: &str) {
+        let (filter, name) = (&self.filter, &self.name);
+        tracing::warn!("filter `{filter}`: the secret `{name}`: {why}; the last value stays");
+    }
+}
+
+/// A secret of Envoy's own, whose values the host tells.
+pub(crate) fn watch_in_envoy(
+    filter: &str,
+    name: &str,
+    sds_config: Option<&Value>,
+    host: &mut dyn ConfigHost,
+) -> Result<Secret, SecretError> {
+    let (sender, mut value) = watch::channel(None);
+    let updates = SecretUpdates { filter: filter.to_owned(), name: name.to_owned(), sender };
+    let sds_config = sds_config.map(Value::to_string);
+    host.watch_secret(name, sds_config.as_deref(), updates)?;
+    value.mark_unchanged();
+    if sds_config.is_none() && value.borrow().is_none() {
+        // It was there at once, and was of no use: the reason has been logged.
+        return Err(SecretError::Empty { what: format!("`{name}`") });
+    }
+    Ok(Secret { value, name: Some(name.into()) })
 }
 
 /// Reads a secret, and keeps it up to date for as long as the task lives.
@@ -178,10 +286,11 @@ pub(crate) fn open(
     };
     // Taken before the contents: what changes in between is seen at the next look.
     let seen = path.as_deref().and_then(Mark::of);
-    let (sender, receiver) = watch::channel(read(source)?);
-    let Some(path) = path else { return Ok((Secret(receiver), None)) };
+    let (sender, value) = watch::channel(Some(read(source)?));
+    let secret = Secret { value, name: None };
+    let Some(path) = path else { return Ok((secret, None)) };
     let watching = watch_file(filter.to_owned(), source.clone(), path, seen, sender);
-    Ok((Secret(receiver), Some(Tied::spawn(watching))))
+    Ok((secret, Some(Tied::spawn(watching))))
 }
 
 /// What tells one state of a file from another, also when another file takes its place.
@@ -209,7 +318,7 @@ async fn watch_file(
     source: SecretSource,
     path: PathBuf,
     mut seen: Option<Mark>,
-    sender: watch::Sender<Bytes>,
+    sender: watch::Sender<Option<Bytes>>,
 ) {
     loop {
         tokio::time::sleep(LOOK).await;
@@ -225,6 +334,7 @@ async fn watch_file(
             None => (),
             Some(Ok(value)) => {
                 sender.send_if_modified(|old| {
+                    let value = Some(value);
                     let new = *old != value;
                     *old = value;
                     new
@@ -244,9 +354,7 @@ fn read(source: &SecretSource) -> Result<Bytes, SecretError> {
         }
         SecretSource::EnvironmentVariable(name) => filled(format!("${name}"), variable(name)?),
         SecretSource::InlineString(value) => filled("`inline_string`", value.clone().into_bytes()),
-        SecretSource::Sds(_) => Err(SecretError::Unsupported {
-            instead: "have it in a file, which Envoy's own resources can name too (`sds_file`)",
-        }),
+        SecretSource::Sds(_) | SecretSource::SdsSecretConfig { .. } => Err(UNSUPPORTED),
     }
 }
 
@@ -297,12 +405,68 @@ fn in_sds_file(path: &Path, name: &str) -> Result<Vec<u8>, SecretError> {
     let text = |field: &str| source[field].as_str();
     if let Some(value) = text("inline_string") {
         Ok(value.as_bytes().to_vec())
+    } else if let Some(value) = text("inline_bytes") {
+        base64(value).ok_or_else(|| {
+            malformed(format!("the `inline_bytes` of the secret `{name}` are not base64"))
+        })
     } else if let Some(file) = text("filename") {
         Ok(trimmed(read_file(Path::new(file))?))
     } else if let Some(name) = text("environment_variable") {
         variable(name)
     } else {
-        let known = "`inline_string`, `filename` or `environment_variable`";
+        let known = "`inline_string`, `inline_bytes`, `filename` or `environment_variable`";
         Err(malformed(format!("the secret `{name}` has none of {known}")))
+    }
+}
+
+/// Bytes as JSON has those of a protobuf message: base64 of either alphabet, padded or not.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let padding = text.len() - digits.len();
+    if digits.len() % 4 == 1 || (padding > 0 && (!text.len().is_multiple_of(4) || padding > 2)) {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
+    let (mut value, mut bits) = (0_u32, 0);
+    for digit in digits.bytes() {
+        let digit = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            _ => return None,
+        };
+        value = (value << 6 | u32::from(digit)) & 0xffff;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((value >> bits) as u8);
+        }
+    }
+    // What is left over of the last digit is no part of any byte.
+    (value & ((1 << bits) - 1) == 0).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_read_in_either_alphabet_padded_or_not() {
+        for (text, bytes) in [
+            ("", &b""[..]),
+            ("aGk=", b"hi"),
+            ("aGk", b"hi"),
+            ("aGl5", b"hiy"),
+            ("aA==", b"h"),
+            ("+/8=", b"\xfb\xff"),
+            ("-_8", b"\xfb\xff"),
+        ] {
+            assert_eq!(base64(text).as_deref(), Some(bytes), "{text}");
+        }
+        for text in ["a", "aGk==", "a GI", "aG=k", "aGl", "=", "aGk=\n", "aGl5===="] {
+            assert_eq!(base64(text), None, "{text}");
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::calls::SharedCall;
 use crate::config::{
     FilterConfig, RouteConfig, RouteLevels, filter_names, init, load_config, load_route_config,
 };
+use crate::envoy::SecretSlot;
 use crate::facts::{FactSink, KeptObject};
 use crate::stream::{Stream, new_stream};
 
@@ -371,6 +372,7 @@ pub(crate) mod ffi {
         include!("cc/bridge/notifier.h");
         include!("cc/bridge/config_host.h");
         include!("cc/bridge/log_sink.h");
+        include!("cc/bridge/runtime_flags.h");
         include!("cc/bridge/span.h");
         include!("cc/bridge/stream_facts.h");
         include!("cc/bridge/stream_host.h");
@@ -477,6 +479,26 @@ pub(crate) mod ffi {
         fn control(self: Pin<&mut StreamFacts>, what: Control, text: &str) -> Changed;
         #[cxx_name = "makeClusterCalls"]
         fn make_cluster_calls(self: Pin<&mut ConfigHost>) -> UniquePtr<ClusterCalls>;
+
+        #[cxx_name = "watchSecret"]
+        fn watch_secret(
+            self: Pin<&mut ConfigHost>,
+            name: &str,
+            sds_config: &str,
+            slot: Box<SecretSlot>,
+            error: &mut String,
+        ) -> bool;
+        #[cxx_name = "makeRuntimeFlags"]
+        fn make_runtime_flags(self: &ConfigHost) -> UniquePtr<RuntimeFlags>;
+
+        type RuntimeFlags;
+        #[cxx_name = "featureEnabled"]
+        fn feature_enabled(self: &RuntimeFlags, key: &str, default_percent: u64) -> bool;
+        fn boolean(self: &RuntimeFlags, key: &str, default_value: bool) -> bool;
+        fn integer(self: &RuntimeFlags, key: &str, default_value: u64) -> u64;
+        #[cxx_name = "number"]
+        fn double(self: &RuntimeFlags, key: &str, default_value: f64) -> f64;
+        fn text(self: &RuntimeFlags, key: &str, value: &mut String) -> bool;
 
         type ClusterCalls;
         fn start(self: &ClusterCalls, call: Box<SharedCall>);
@@ -663,6 +685,15 @@ pub(crate) mod ffi {
         fn on_refused(self: &mut SharedCall, why: CallStart);
         #[cxx_name = "onFailed"]
         fn on_failed(self: &mut SharedCall, failure: CallFailure, why: &[u8]);
+
+        /// Where the values of a secret go. Dropping it says that there will be no more.
+        type SecretSlot;
+        /// There is a value; called on the main thread, as is the other.
+        #[cxx_name = "set"]
+        fn set(self: &SecretSlot, value: &[u8]);
+        /// There was to be one, and there is none: the last one stays.
+        #[cxx_name = "failed"]
+        fn failed(self: &SecretSlot, why: &[u8]);
 
         /// A parsed per-route config. May be dropped on any thread.
         type RouteConfig;

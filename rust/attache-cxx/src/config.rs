@@ -7,13 +7,14 @@ use std::sync::{Arc, OnceLock};
 
 use attache_core::registry::{Defaults, Loaded, LoadedRoute, Registry};
 use attache_core::{
-    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls, guarded,
-    is_serving,
+    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, RuntimeFlags, SecretError,
+    SecretUpdates, SharedCalls, guarded, is_serving,
 };
 use cxx::UniquePtr;
 
 use crate::bridge::ffi;
 use crate::calls::Calls;
+use crate::envoy::{Flags, SecretSlot};
 use crate::log::Log;
 
 unsafe extern "Rust" {
@@ -192,6 +193,23 @@ impl ConfigHost for Defining {
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
         let made = || Arc::new(Calls::new(self.host().make_cluster_calls()));
         Some(self.calls.get_or_init(made).clone())
+    }
+
+    fn watch_secret(
+        &mut self,
+        name: &str,
+        sds_config: Option<&str>,
+        updates: SecretUpdates,
+    ) -> Result<(), SecretError> {
+        let (slot, mut why) = (Box::new(SecretSlot(updates)), String::new());
+        match self.host().watch_secret(name, sds_config.unwrap_or_default(), slot, &mut why) {
+            true => Ok(()),
+            false => Err(SecretError::Refused { name: name.to_owned(), why }),
+        }
+    }
+
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        Some(Arc::new(Flags(self.host().make_runtime_flags())))
     }
 }
 

@@ -35,6 +35,7 @@
 //! | what is around its messages | `facts.rs`, `span.rs` |
 //! | configs and metrics | `config.rs` |
 //! | calls to clusters from any thread | `calls.rs` |
+//! | secrets and runtime flags | `envoy.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
 //! This is one of the crates where `unsafe` lives. Its rules: every pointer that C++ gives is used
@@ -44,6 +45,7 @@
 mod bridge;
 mod calls;
 mod config;
+mod envoy;
 mod facts;
 mod log;
 mod span;

@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cluster::{ClusterAnswer, Clusters, TestCalls};
 use crate::exchange::{OneShot, TestExchange};
+use crate::in_envoy::{Flags, Secrets};
 use crate::known::{Known, Surroundings};
 use crate::message::TestRequest;
 use crate::metrics::{Metrics, TestConfig};
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     registry: Registry,
     name: String,
     metrics: Metrics,
+    secrets: Secrets,
+    flags: Flags,
     pub(crate) options: Options,
     pub(crate) runtime: Rc<Runtime>,
 }
@@ -90,7 +93,13 @@ impl TestHost {
         let entered = runtime.enter();
         let clusters = Clusters::default();
         let calls = Arc::new(TestCalls::new(clusters.clone()));
-        let host = Box::new(TestConfig { metrics: metrics.clone(), calls });
+        let (secrets, flags) = (Secrets::default(), Flags::default());
+        let host = Box::new(TestConfig {
+            metrics: metrics.clone(),
+            calls,
+            secrets: secrets.clone(),
+            flags: flags.clone(),
+        });
         let loaded = registry.load(name, config.as_bytes(), host)?;
         drop(entered);
         Ok(TestHost(Rc::new(Shared {
@@ -98,6 +107,8 @@ impl TestHost {
             registry,
             name: name.to_owned(),
             metrics,
+            secrets,
+            flags,
             options: Options { clusters, ..Options::default() },
             runtime: Rc::new(runtime),
         })))
@@ -112,6 +123,8 @@ impl TestHost {
             registry: shared.registry.clone(),
             name: shared.name.clone(),
             metrics: shared.metrics.clone(),
+            secrets: shared.secrets.clone(),
+            flags: shared.flags.clone(),
             options,
             runtime: shared.runtime.clone(),
         }))
@@ -249,6 +262,79 @@ impl TestHost {
         self.0.options.clusters.cancelled(cluster)
     }
 
+    /// Envoy has a new value of a generic secret: for all clones of this host.
+    ///
+    /// A static one ([`SecretSource::Sds`](attache_core::SecretSource::Sds)) has its own name for a value
+    /// until then; one of a secret discovery has none.
+    ///
+    /// ```
+    /// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Secret, SecretSource, Setup};
+    /// use attache_test::{TestHost, TestRequest};
+    ///
+    /// struct Key(Secret);
+    ///
+    /// impl Filter for Key {
+    ///     type Config = SecretSource;
+    ///     type RouteConfig = ();
+    ///     fn new(key: SecretSource, setup: &mut Setup) -> std::result::Result<Self, ConfigError> {
+    ///         Ok(Key(setup.secret(&key)?))
+    ///     }
+    ///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///         // No key, no service.
+    ///         let key = self.0.try_get()?;
+    ///         Ok(Response::new(http::StatusCode::OK).with_body(key))
+    ///     }
+    /// }
+    ///
+    /// let config = r#"{"sds_secret_config": {"name": "key", "sds_config": {"ads": {}}}}"#;
+    /// let host = TestHost::new::<Key>(config);
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 500);
+    /// host.set_secret("key", "first");
+    /// assert_eq!(host.request(TestRequest::get("/")).run().text(), "first");
+    /// host.set_secret("key", "second");
+    /// assert_eq!(host.request(TestRequest::get("/")).run().text(), "second");
+    /// ```
+    pub fn set_secret(&self, name: &str, value: impl AsRef<[u8]>) {
+        self.0.secrets.set(name, value.as_ref());
+    }
+
+    /// Sets one of Envoy's runtime flags, or with `None` removes it: for all clones of this host. A
+    /// percentage is on from 50 on; nothing is left to chance.
+    ///
+    /// ```
+    /// use attache_core::{ConfigError, Filter, Next, Request, Response, Result, Runtime, Setup};
+    /// use attache_test::{TestHost, TestRequest};
+    ///
+    /// struct Shed(Runtime);
+    ///
+    /// impl Filter for Shed {
+    ///     type Config = ();
+    ///     type RouteConfig = ();
+    ///     fn new(_: (), setup: &mut Setup) -> std::result::Result<Self, ConfigError> {
+    ///         Ok(Shed(setup.runtime()?))
+    ///     }
+    ///     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    ///         if self.0.feature_enabled("shed.load", 0) {
+    ///             let status = self.0.integer("shed.status", 503) as u16;
+    ///             return Ok(Response::new(http::StatusCode::from_u16(status).unwrap()));
+    ///         }
+    ///         next.run(req).await
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::new::<Shed>("");
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 200);
+    /// host.set_runtime("shed.load", "100");
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 503);
+    /// host.set_runtime("shed.status", "429");
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 429);
+    /// host.set_runtime("shed.load", None);
+    /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 200);
+    /// ```
+    pub fn set_runtime<'a>(&self, key: &str, value: impl Into<Option<&'a str>>) {
+        self.0.flags.set(key, value.into());
+    }
+
     /// The same filter, where something more is known of the stream.
     ///
     /// What Envoy reads from the messages (`request.path`) need not be set. What is not set is not
@@ -350,13 +436,15 @@ impl TestHost {
         workers: usize,
         f: impl Fn(usize, &TestHost) -> R + Sync,
     ) -> Vec<R> {
-        let Shared { loaded, registry, name, metrics, options, .. } = &*self.0;
+        let Shared { loaded, registry, name, metrics, secrets, flags, options, .. } = &*self.0;
         let on_worker = |number: usize| {
             let host = TestHost(Rc::new(Shared {
                 loaded: loaded.clone(),
                 registry: registry.clone(),
                 name: name.clone(),
                 metrics: metrics.clone(),
+                secrets: secrets.clone(),
+                flags: flags.clone(),
                 options: options.clone(),
                 runtime: Rc::new(runtime().unwrap_or_else(|error| panic!("{error}"))),
             }));

@@ -68,6 +68,7 @@
 mod cluster;
 mod exchange;
 mod host;
+mod in_envoy;
 mod known;
 mod message;
 mod metrics;

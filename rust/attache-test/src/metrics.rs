@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use attache_core::{MetricId, MetricKind, MetricOp, MetricSink, SharedCalls};
+use attache_core::{
+    MetricId, MetricKind, MetricOp, MetricSink, RuntimeFlags, SecretError, SecretUpdates,
+    SharedCalls,
+};
 
 use crate::cluster::TestCalls;
+use crate::in_envoy::{Flags, Secrets};
 
 /// What a filter has defined and recorded. Shared by clones.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +49,8 @@ impl Metrics {
 pub(crate) struct TestConfig {
     pub(crate) metrics: Metrics,
     pub(crate) calls: Arc<TestCalls>,
+    pub(crate) secrets: Secrets,
+    pub(crate) flags: Flags,
 }
 
 impl attache_core::ConfigHost for TestConfig {
@@ -69,6 +75,21 @@ impl attache_core::ConfigHost for TestConfig {
 
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
         Some(self.calls.clone())
+    }
+
+    fn watch_secret(
+        &mut self,
+        name: &str,
+        sds_config: Option<&str>,
+        updates: SecretUpdates,
+    ) -> Result<(), SecretError> {
+        // A static one is there from the start.
+        self.secrets.watch(name, sds_config.is_none().then_some(name), updates);
+        Ok(())
+    }
+
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        Some(Arc::new(self.flags.clone()))
     }
 
     fn wants_stats(&self) -> bool {

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use attache_core::registry::Registry;
 use attache_core::{
-    ConfigError, Filter, Next, Request, Response, Result, Secret, SecretError, SecretSource, Setup,
+    ConfigError, ConfigHost, Filter, MetricId, MetricKind, MetricOp, MetricSink, Next, Request,
+    Response, Result, Secret, SecretError, SecretSource, Setup,
 };
 use attache_test::{TestHost, TestRequest};
 use http::StatusCode;
@@ -166,6 +168,10 @@ fn a_file_of_envoy_s_secrets_is_read_and_watched() {
     fs::write(&elsewhere, "elsewhere\n").unwrap();
     rotate(&path, &sds(&filename(&elsewhere)));
     assert_eq!(later(&host), "elsewhere");
+    rotate(&path, &sds(r#"{"inline_bytes": "Ynl0ZXM="}"#));
+    assert_eq!(later(&host), "bytes");
+    rotate(&path, &sds(&filename(&elsewhere)));
+    assert_eq!(later(&host), "elsewhere");
     // One that cannot be used.
     rotate(&path, "{");
     assert_eq!(later(&host), "elsewhere");
@@ -196,18 +202,24 @@ fn what_is_missing_or_wrong_is_refused_and_named() {
     );
     fs::write(&path, "\n").unwrap();
     assert_eq!(file(), format!("the secret is empty: {shown}"));
-    fs::write(&path, sds(r#"{"inline_bytes": "aGk="}"#)).unwrap();
+    fs::write(&path, sds(r#"{"inline_bytes": "!"}"#)).unwrap();
+    assert_eq!(
+        named("key"),
+        format!(
+            "{shown} is no file of secrets: the `inline_bytes` of the secret `key` are not base64"
+        )
+    );
+    fs::write(&path, sds("{}")).unwrap();
     assert_eq!(named("none"), format!("{shown} has no generic secret `none`"));
     assert_eq!(
         named("key"),
         format!(
-            "{shown} is no file of secrets: the secret `key` has none of `inline_string`, `filename` \
-             or `environment_variable`"
+            "{shown} is no file of secrets: the secret `key` has none of `inline_string`, \
+             `inline_bytes`, `filename` or `environment_variable`"
         )
     );
     fs::write(&path, "[]").unwrap();
     assert_eq!(named("key"), format!("{shown} is no file of secrets: it has no list `resources`"));
-    assert!(error(r#"{"sds": "key"}"#).contains("have it in a file"));
     assert!(error(r#"{"flename": "key"}"#).contains("unknown variant `flename`"));
     let unnamed = host(r#"{"sds_file": {"path": "/key"}}"#).unwrap_err();
     assert!(unnamed.ends_with("field `key.sds_file`: missing field `name`"), "{unnamed}");
@@ -223,7 +235,7 @@ fn errors_have_types_and_nothing_shows_a_secret() {
             assert!(!format!("{:?}", config.key).contains("hidden"));
             match setup.secret(&config.key) {
                 Ok(secret) => assert_eq!(format!("{secret:?}"), "Secret(..)"),
-                Err(error) => assert!(matches!(error, SecretError::Unsupported { .. })),
+                Err(error) => assert!(matches!(error, SecretError::Missing { .. })),
             }
             Ok(Typed)
         }
@@ -232,5 +244,65 @@ fn errors_have_types_and_nothing_shows_a_secret() {
         }
     }
     TestHost::new::<Typed>(r#"{"key": {"inline_string": "hidden"}}"#);
-    TestHost::new::<Typed>(r#"{"key": {"sds": "key"}}"#);
+    TestHost::new::<Typed>(r#"{"key": {"environment_variable": "ATTACHE_TEST_NOT_SET"}}"#);
+    TestHost::new::<Typed>(
+        r#"{"key": {"sds_secret_config": {"name": "key", "sds_config": {"x": "hidden"}}}}"#,
+    );
+}
+
+#[test]
+fn a_host_without_envoy_s_secrets_and_flags_says_so() {
+    /// As little as a host can be.
+    struct Bare;
+    struct Nowhere;
+    impl MetricSink for Nowhere {
+        fn update(&self, _: MetricId, _: MetricOp, _: u64, _: &[&str]) {}
+    }
+    impl ConfigHost for Bare {
+        fn define(&mut self, kind: MetricKind, _: &str, _: &[&str]) -> Result<MetricId, String> {
+            Ok(MetricId { kind, id: 0 })
+        }
+        fn sink(&self) -> std::sync::Arc<dyn MetricSink> {
+            std::sync::Arc::new(Nowhere)
+        }
+    }
+    struct Flagged;
+    impl Filter for Flagged {
+        type Config = ();
+        type RouteConfig = ();
+        fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+            setup.runtime()?;
+            Ok(Flagged)
+        }
+        async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+            next.run(req).await
+        }
+    }
+    let registry = Registry::new().with::<Indiscreet>("keyed").with::<Flagged>("flagged");
+    let refusal = |name: &str, config: &str| {
+        registry.load(name, config.as_bytes(), Box::new(Bare)).err().unwrap_or_default()
+    };
+    let sds = "filters cannot get secrets of Envoy's secret discovery; have it in a file";
+    let discovered = r#"{"key": {"sds_secret_config": {"name": "key", "sds_config": {}}}}"#;
+    for config in [r#"{"key": {"sds": "key"}}"#, discovered] {
+        assert!(refusal("keyed", config).contains(sds), "{}", refusal("keyed", config));
+    }
+    let flags = refusal("flagged", "");
+    assert!(flags.contains("filters cannot see Envoy's runtime flags in this host"), "{flags}");
+}
+
+#[test]
+fn a_secret_of_envoy_s_comes_when_envoy_has_it_and_changes_at_once() {
+    let static_one = host(r#"{"sds": "key"}"#).unwrap();
+    assert_eq!(told(&static_one), "key");
+    let config = r#"{"sds_secret_config": {"name": "key", "sds_config": {"ads": {}}}}"#;
+    let host = host(config).unwrap();
+    assert_eq!(told(&host), "", "not yet");
+    for value in ["first", "second"] {
+        host.set_secret("key", value);
+        assert_eq!(told(&host), value);
+    }
+    // One that cannot be used.
+    host.set_secret("key", "");
+    assert_eq!(told(&host), "second");
 }

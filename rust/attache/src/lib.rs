@@ -67,8 +67,8 @@ pub use attache_core::{
     Body, BodyError, BodyWriter, Buffered, Caller, Callout, CalloutError, CalloutErrorKind,
     Cluster, Completion, ConfigError, Counter, Error, ErrorKind, Filter, Gauge, HeaderError,
     Headers, Histogram, JoinHandle, Next, Outcome, PerWorker, Request, Response, Result, ResultExt,
-    Secret, SecretError, SecretSource, Setup, SharedCluster, Trace, Trailers, spawn,
-    spawn_blocking,
+    Runtime, RuntimeUnsupported, Secret, SecretError, SecretSource, Setup, SharedCluster, Trace,
+    Trailers, spawn, spawn_blocking,
 };
 pub use bytes;
 pub use http;

@@ -225,8 +225,98 @@ async fn a_secret_in_a_file_is_rotated_while_envoy_runs() {
         assert_eq!(refusal.status.code(), Some(1));
         let reason = "filter `keyed`: config refused: field `key`: the secret is missing: ";
         assert!(refusal.output.contains(&format!("{reason}{}", none.display())), "{refusal}");
-        let refusal = launch.try_start(&keyed(json!({"sds": "key"}))).await.unwrap_err();
-        let reason = "field `key`: filters cannot get secrets of Envoy's secret discovery; have it";
-        assert!(refusal.output.contains(reason), "{refusal}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_of_envoy_s_own_is_there_and_rotated_where_filters_can_have_it() {
+    let modules = modules();
+    for version in Version::all() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("sds.yaml");
+        let write = |value: &str| {
+            let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+            let text = format!(
+                "resources:\n- \"@type\": {secret}\n  name: found\n  \
+                 generic_secret: {{secret: {{inline_string: {value}}}}}\n"
+            );
+            let new = directory.path().join("new.yaml");
+            std::fs::write(&new, text).expect("a file");
+            std::fs::rename(new, &path).expect("a file");
+        };
+        write("first");
+        let keyed = |key: Value| {
+            let filter = filter("keyed").config(json!({"key": key}));
+            let config = Config::new().route(Route::prefix("/").direct(200, "ok")).filter(filter);
+            config.patch(|bootstrap| {
+                bootstrap["static_resources"]["secrets"] = json!([
+                    {"name": "key", "generic_secret": {"secret": {"inline_string": "static"}}},
+                ]);
+            })
+        };
+        let sds_config =
+            json!({"path_config_source": {"path": path}, "resource_api_version": "V3"});
+        let found = json!({"sds_secret_config": {"name": "found", "sds_config": sds_config}});
+        let launch = version.launch().modules(&modules);
+        let refused = async |key: Value, reason: &str| {
+            let refusal = launch.try_start(&keyed(key)).await.unwrap_err();
+            let reason = format!("filter `keyed`: config refused: field `key`: {reason}");
+            assert!(refusal.output.contains(&reason), "{refusal}");
+        };
+        if !version.is_compiled_in() {
+            let reason =
+                "filters cannot get secrets of Envoy's secret discovery; have it in a file";
+            refused(json!({"sds": "key"}), reason).await;
+            refused(found, reason).await;
+            continue;
+        }
+        let envoy = launch.start(&keyed(json!({"sds": "key"}))).await;
+        assert_eq!(get(&envoy, "/").await.text(), "static");
+        envoy.finish().await;
+
+        let envoy = launch.start(&keyed(found)).await;
+        assert_eq!(get(&envoy, "/").await.text(), "first", "Envoy waits for it before it serves");
+        write("second");
+        eventually("the new secret", async || get(&envoy, "/").await.text() == "second").await;
+        envoy.finish().await;
+
+        let nowhere =
+            "the secret `none`: there is no generic secret of this name in Envoy's bootstrap";
+        refused(json!({"sds": "none"}), nowhere).await;
+        let wrong = json!({"sds_secret_config": {"name": "key", "sds_config": {"path": 1}}});
+        refused(wrong, "the secret `key`: its `sds_config`: ").await;
+    }
+}
+
+// ---- runtime flags --------------------------------------------------------------------------
+
+#[tokio::test]
+async fn runtime_flags_are_seen_as_they_change_where_filters_can_see_them() {
+    let modules = modules();
+    for version in Version::all() {
+        let config = Config::new().route(Route::prefix("/").direct(200, "ok"));
+        let config = config.filter(filter("flagged")).patch(|bootstrap| {
+            bootstrap["layered_runtime"] = json!({"layers": [
+                {"name": "static", "static_layer": {"test.integer": 8, "test.boolean": "neither"}},
+                {"name": "admin", "admin_layer": {}},
+            ]});
+        });
+        let launch = version.launch().modules(&modules);
+        if !version.is_compiled_in() {
+            let refusal = launch.try_start(&config).await.unwrap_err();
+            let reason = "filters cannot see Envoy's runtime flags in this host";
+            assert!(refusal.output.contains(reason), "{refusal}");
+            continue;
+        }
+        let envoy = launch.start(&config).await;
+        assert_eq!(get(&envoy, "/").await.text(), "false true 8 0.5 None");
+        let flags = "test.feature=100&test.boolean=false&test.integer=9&test.double=2.5";
+        envoy.admin_post(&format!("/runtime_modify?{flags}&test.string=text")).await;
+        let changed = r#"false 9 2.5 Some("text")"#;
+        eventually("the flags to change", async || {
+            get(&envoy, "/").await.text() == format!("true {changed}")
+        })
+        .await;
+        envoy.finish().await;
     }
 }

@@ -9,8 +9,8 @@ use std::time::UNIX_EPOCH;
 
 use attache::prelude::*;
 use attache::{
-    CalloutError, Counter, Gauge, Histogram, LifeSpan, MetadataValue, ResetReason, SharedCluster,
-    TimePoint,
+    CalloutError, Counter, Gauge, Histogram, LifeSpan, MetadataValue, ResetReason, Runtime, Secret,
+    SecretSource, SharedCluster, TimePoint,
 };
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -30,6 +30,8 @@ pub(crate) struct Bridge {
     lengths: Histogram,
     /// By name: those that the test has.
     shared: Vec<SharedCluster>,
+    secret: Secret,
+    runtime: Runtime,
 }
 
 #[derive(Default, Deserialize)]
@@ -63,6 +65,8 @@ impl Filter for Bridge {
             paths: setup.counter_with("paths", &["path"])?,
             lengths: setup.histogram("lengths")?,
             shared: CLUSTERS.map(|name| setup.cluster(name)).into(),
+            secret: setup.secret(&SecretSource::Sds("key".into()))?,
+            runtime: setup.runtime()?,
         })
     }
 
@@ -85,6 +89,22 @@ impl Filter for Bridge {
         }
         match path.as_str() {
             "/pass" => (),
+            // The secret, and a flag of each kind that is set and one that is not; on another thread.
+            "/envoy" => {
+                let (secret, runtime) = (self.secret.clone(), self.runtime.clone());
+                let told = move || {
+                    let all = ["set", "unset"].map(|key| {
+                        let feature = runtime.feature_enabled(key, 0);
+                        let boolean = runtime.boolean(key, false);
+                        let integer = runtime.integer(key, 1);
+                        let double = runtime.double(key, 1.5);
+                        format!("{feature} {boolean} {integer} {double} {:?}", runtime.string(key))
+                    });
+                    format!("{} {}", String::from_utf8_lossy(&secret.get()), all.join(" "))
+                };
+                let told = attache::spawn_blocking(told).await?;
+                return Ok(Response::text(StatusCode::OK, told));
+            }
             // The body goes through the service, and comes back.
             "/call-stream" => {
                 let body = req.take_body();

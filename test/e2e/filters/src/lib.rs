@@ -8,6 +8,7 @@ mod caller;
 mod chaos;
 mod crowd;
 mod fault;
+mod flagged;
 mod keeper;
 mod keyed;
 mod mark;
@@ -244,6 +245,7 @@ attache::filters! {
     "chaos" => chaos::Chaos,
     "crowd" => crowd::Crowd,
     "fault" => fault::Fault,
+    "flagged" => flagged::Flagged,
     "keeper" => keeper::Keeper,
     "keyed" => keyed::Keyed,
     "mark" => mark::Mark,

@@ -1,0 +1,77 @@
+#include "cc/filter/runtime_flags.h"
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "cc/filter/text.h"
+
+namespace Envoy {
+namespace Attache {
+
+namespace {
+
+class EnvoyRuntimeFlags : public ::attache::bridge::RuntimeFlags {
+public:
+  EnvoyRuntimeFlags(Runtime::Loader& loader, WorkerLinkSharedPtr main_thread)
+      : loader_(loader), main_thread_(std::move(main_thread)) {}
+
+  bool featureEnabled(rust::Str key, std::uint64_t default_percent) const noexcept override {
+    bool enabled = false;
+    look([&](const Runtime::Snapshot& flags) {
+      enabled = flags.featureEnabled(view(key), default_percent);
+    });
+    return enabled;
+  }
+
+  bool boolean(rust::Str key, bool default_value) const noexcept override {
+    look([&](const Runtime::Snapshot& flags) {
+      default_value = flags.getBoolean(view(key), default_value);
+    });
+    return default_value;
+  }
+
+  std::uint64_t integer(rust::Str key, std::uint64_t default_value) const noexcept override {
+    look([&](const Runtime::Snapshot& flags) {
+      default_value = flags.getInteger(view(key), default_value);
+    });
+    return default_value;
+  }
+
+  double number(rust::Str key, double default_value) const noexcept override {
+    look([&](const Runtime::Snapshot& flags) {
+      default_value = flags.getDouble(view(key), default_value);
+    });
+    return default_value;
+  }
+
+  bool text(rust::Str key, rust::String& value) const noexcept override {
+    bool found = false;
+    look([&](const Runtime::Snapshot& flags) {
+      if (const auto text = flags.get(view(key)); text.has_value()) {
+        // A flag may come from a file, which may have anything in it.
+        value = rust::String::lossy(text->get());
+        found = true;
+      }
+    });
+    return found;
+  }
+
+private:
+  template <class F> void look(F f) const {
+    main_thread_->whileOpen([&] { f(*loader_.threadsafeSnapshot()); });
+  }
+
+  Runtime::Loader& loader_;
+  const WorkerLinkSharedPtr main_thread_;
+};
+
+} // namespace
+
+std::unique_ptr<::attache::bridge::RuntimeFlags> makeRuntimeFlags(Runtime::Loader& loader,
+                                                                  WorkerLinkSharedPtr main_thread) {
+  return std::make_unique<EnvoyRuntimeFlags>(loader, std::move(main_thread));
+}
+
+} // namespace Attache
+} // namespace Envoy
