@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::metrics::{MetricId, MetricOp};
+use crate::registry::Loaded;
 
 /// How many updates may wait for the main thread.
 const LENGTH: usize = 64 * 1024;
@@ -76,6 +77,21 @@ impl MetricQueue {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
     }
+
+    /// The config goes, and this is its last metrics: those that were left, and then what the runtime
+    /// has counted and not yet left ([`Loaded::take_stats`]). Later updates have nowhere to go.
+    ///
+    /// In this order, and the counts are read first: a gauge that is raised by what was left, at
+    /// whatever moment, is never lowered before that.
+    pub fn end(&self, loaded: &Loaded, mut apply: impl FnMut(MetricId, MetricOp, u64, &[&str])) {
+        let mut last = Vec::new();
+        loaded.take_stats(|metric, op, value| last.push((metric, op, value)));
+        self.close();
+        self.take(&mut apply);
+        for (metric, op, value) in last {
+            apply(metric, op, value, &[]);
+        }
+    }
 }
 
 impl std::fmt::Debug for Update {
@@ -86,8 +102,14 @@ impl std::fmt::Debug for Update {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::MetricKind;
+    use crate::registry::Registry;
+    use crate::stats::Count;
+    use crate::{
+        ConfigError, ConfigHost, Filter, MetricKind, MetricSink, Next, Request, Response, Setup,
+    };
 
     const METRIC: MetricId = MetricId { kind: MetricKind::Counter, id: 0 };
 
@@ -114,6 +136,74 @@ mod tests {
         queue.close();
         assert!(!queue.leave(METRIC, MetricOp::Add, 1, &[]));
         assert!(taken(&queue).is_empty());
+    }
+
+    struct Plain;
+
+    impl Filter for Plain {
+        type Config = ();
+        type RouteConfig = ();
+
+        fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+            Ok(Plain)
+        }
+
+        async fn handle(&self, request: Request, next: Next) -> crate::Result<Response> {
+            next.run(request).await
+        }
+    }
+
+    /// Where no thread is the host's: all waits in the queue.
+    struct Waiting(Arc<MetricQueue>);
+
+    impl ConfigHost for Waiting {
+        fn define(&mut self, kind: MetricKind, name: &str, _: &[&str]) -> Result<MetricId, String> {
+            // A gauge by its name.
+            Ok(MetricId { kind, id: usize::from(name.ends_with(".active")) })
+        }
+
+        fn sink(&self) -> Arc<dyn MetricSink> {
+            Arc::new(Waiting(self.0.clone()))
+        }
+
+        fn wants_stats(&self) -> bool {
+            false
+        }
+    }
+
+    impl MetricSink for Waiting {
+        fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
+            self.0.leave(metric, op, value, labels);
+        }
+    }
+
+    #[test]
+    fn the_last_counts_of_a_config_go_behind_those_that_wait() {
+        let queue = Arc::new(MetricQueue::new());
+        let registry = Registry::new().with::<Plain>("plain");
+        let loaded = registry.load("plain", b"", Box::new(Waiting(queue.clone()))).unwrap();
+        let stats = &loaded.0.meta.stats;
+        // An exchange begins, the runtime hands that on, and the exchange ends.
+        stats.count(0, Count::Started);
+        stats.hand_on();
+        stats.count(0, Count::Handled);
+        stats.count(0, Count::Ended);
+
+        let (mut active, mut seen) = (0_u64, Vec::new());
+        queue.end(&loaded, |metric, op, value, _| {
+            if metric == (MetricId { kind: MetricKind::Gauge, id: 1 }) {
+                match op {
+                    MetricOp::Add => active += value,
+                    MetricOp::Sub => active = active.checked_sub(value).expect("not below zero"),
+                    other => panic!("{other:?}"),
+                }
+                seen.push(active);
+            }
+        });
+        assert_eq!(seen, [1, 0]);
+        stats.count(0, Count::Started);
+        stats.hand_on();
+        assert!(taken(&queue).is_empty(), "later ones have nowhere to go");
     }
 
     #[test]

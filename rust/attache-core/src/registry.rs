@@ -137,7 +137,8 @@ impl Loaded {
     /// the config's [`MetricSink`](crate::MetricSink).
     ///
     /// A host takes this where it lets go of a config, and makes the changes itself while it still
-    /// can: otherwise counters lack the last of them, and gauges stay where they were.
+    /// can: otherwise counters lack the last of them, and gauges stay where they were. Envoy's hosts,
+    /// where other updates wait for a thread, do so by [`MetricQueue::end`](crate::MetricQueue::end).
     pub fn take_stats(&self, apply: impl FnMut(MetricId, MetricOp, u64)) {
         self.0.meta.stats.take(apply);
     }

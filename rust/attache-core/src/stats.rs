@@ -172,13 +172,18 @@ impl Stats {
         }
     }
 
+    /// Hands on what has changed since the last time. Any thread.
+    pub(crate) fn hand_on(&self) {
+        self.take(|id, op, value| self.sink.update(id, op, value, &[]));
+    }
+
     /// Hands the sums on now and then, until the result is dropped.
     pub(crate) fn keep_flushing(self: &Arc<Self>, interval: Duration) -> Tied {
         let stats = self.clone();
         Tied::spawn(async move {
             loop {
                 tokio::time::sleep(interval).await;
-                stats.take(|id, op, value| stats.sink.update(id, op, value, &[]));
+                stats.hand_on();
             }
         })
     }

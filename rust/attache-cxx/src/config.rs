@@ -87,14 +87,10 @@ impl FilterConfig {
 impl Drop for FilterConfig {
     fn drop(&mut self) {
         let _ = shielded("config_destroy", || {
-            // What waits for the main thread would otherwise be lost. The last counts go behind it: a
-            // gauge that is raised there would fall below zero first. (Twice, so that there is room.)
-            self.on_scheduled();
-            self.loaded().take_stats(|metric, op, value| {
-                let _ = self.sink.queue.leave(metric, op, value, &[]);
+            self.sink.queue.end(self.loaded(), |metric, op, value, labels| {
+                // SAFETY: C++ drops it on a thread of Envoy's, and the host outlives it.
+                unsafe { self.sink.apply(metric, op, value, labels) }
             });
-            self.on_scheduled();
-            self.sink.queue.close();
             drop(self.loaded.take());
         });
     }

@@ -145,13 +145,13 @@ impl Sink {
         });
     }
 
-    /// As [`flush`](Sink::flush), where the config is destroyed: that may be on any thread.
+    /// The config is destroyed, on whatever thread: its last metrics.
     ///
     /// # Safety
     /// The config must live during the call.
-    pub(crate) unsafe fn flush_at_end(&self) {
+    pub(crate) unsafe fn end(&self, loaded: &Loaded) {
         let foreign = COMMITTING.get();
-        self.queue.take(|metric, op, value, labels| {
+        self.queue.end(loaded, |metric, op, value, labels| {
             // What needs a thread of Envoy's is lost on another one.
             if !foreign || is_for_any_thread(metric.kind, labels) {
                 // SAFETY: the caller's promise. Only within a commit of ours does Envoy destroy a

@@ -274,14 +274,9 @@ pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(conf
     shielded("config_destroy", (), || {
         // SAFETY: from `config_new`, and destroyed once.
         let config = unsafe { Box::from_raw(config.cast_mut().cast::<ModuleConfig>()) };
-        config.loaded.take_stats(|metric, op, value| {
-            // SAFETY: Envoy calls this at the beginning of its config's destructor: the config's
-            // metrics are still there. These are counters and gauges without labels.
-            unsafe { config.sink.apply(metric, op, value, &[]) }
-        });
-        // SAFETY: as above. What waits for the main thread would otherwise be lost.
-        unsafe { config.sink.flush_at_end() };
-        config.sink.queue.close();
+        // SAFETY: Envoy calls this at the beginning of its config's destructor: the config's metrics are
+        // still there.
+        unsafe { config.sink.end(&config.loaded) };
         config.calls.close();
     });
 }
