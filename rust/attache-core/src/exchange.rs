@@ -11,7 +11,7 @@ mod reply;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{Control, ResetReason};
 use crate::filter::Outcome;
 use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
+use crate::foreign::Foreign;
 use crate::headers::{HeaderError, Headers};
 use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
 use crate::lazy::{Lazy, Rarely, Unused};
@@ -184,7 +185,7 @@ pub(crate) enum Waiter {
     #[default]
     Nobody,
     Exchange,
-    Other(Waker),
+    Other(Foreign),
 }
 
 impl Side {
@@ -835,14 +836,15 @@ impl Inner {
     }
 
     /// No borrow may be held: a waker of somebody else's may do anything.
-    fn wake_waiter(&self, waiter: Waiter) {
+    fn wake_waiter(self: &Rc<Self>, waiter: Waiter) {
         match waiter {
             Waiter::Nobody => (),
             Waiter::Exchange => self.due.set(true),
             Waiter::Other(waker) => {
-                waker.wake();
-                // If that was, in the end, our own waker, the poll need not wait for a post.
-                if self.wake.take_wake() {
+                let woken = current::within(self, || waker.wake());
+                // If that was, in the end, our own waker, the poll need not wait for a post. If it
+                // failed, nobody else asks for the poll.
+                if self.wake.take_wake() || !woken {
                     self.due.set(true);
                 }
             }
@@ -853,7 +855,7 @@ impl Inner {
         if cx.waker().will_wake(self.wake.waker()) {
             Waiter::Exchange
         } else {
-            Waiter::Other(cx.waker().clone())
+            Waiter::Other(Foreign::new(cx.waker()))
         }
     }
 
@@ -2128,7 +2130,7 @@ fn has_no_body(status: StatusCode) -> bool {
 
 fn invalid(error: HeaderError) -> Error {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Error::make(ErrorKind::InvalidMessage, status, format!("the filter set a header: {error}"))
+    Error::make(ErrorKind::InvalidMessage, status, format!("the filter changed a header: {error}"))
 }
 
 fn no_new_trailers() -> Error {

@@ -46,7 +46,8 @@ struct Owned {
 pub enum HeaderError {
     /// Not a valid HTTP field name, nor a pseudo header that may be set here.
     InvalidName(String),
-    /// The value has a byte that no field value may have (a control character).
+    /// The value has a byte that no field value may have (a control character), or is none that the
+    /// pseudo header can have.
     InvalidValue(String),
     /// There is no such map: the message has no trailers, and this host cannot add them.
     NoSuchMap,
@@ -57,7 +58,18 @@ pub enum HeaderError {
 impl fmt::Display for HeaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            HeaderError::InvalidName(name) if name.starts_with(':') => {
+                write!(f, "the pseudo header {name:?} cannot be set here, nor added, nor removed")
+            }
             HeaderError::InvalidName(name) => write!(f, "invalid header name {name:?}"),
+            HeaderError::InvalidValue(name) if name == ":status" => {
+                f.write_str("invalid status: that of a response is a number from 200 to 599")
+            }
+            HeaderError::InvalidValue(name) if name.starts_with(':') => write!(
+                f,
+                "invalid value for the pseudo header {name:?}: it is empty, or has spaces or control \
+                 characters"
+            ),
             HeaderError::InvalidValue(name) => write!(
                 f,
                 "invalid value for header {name:?}: control characters are not allowed in it"
@@ -234,6 +246,9 @@ impl Headers {
     /// outside. On a host without
     /// [`empty_header_values`](crate::host::Capabilities::empty_header_values), an empty value
     /// removes the header.
+    ///
+    /// A `content-length` of a body that goes on as it is, is not compared with the body: leave it to
+    /// the runtime, which corrects it where the body changes.
     pub fn set(&mut self, name: &str, value: impl AsRef<[u8]>) {
         if let Err(error) = self.try_set(name, value) {
             self.poison(error);

@@ -39,14 +39,14 @@ impl Supervised {
             };
             let why = match ended {
                 Ok(Ok(())) => return,
-                // Its text may be the filter's own code.
-                Ok(Err(error)) => match guarded(|| format!("failed: {error:?}")) {
-                    Ok(text) => {
-                        let _ = guarded(|| drop(error));
-                        text
-                    }
-                    Err(message) => format!("failed, and describing its error panicked: {message}"),
-                },
+                // Its text and its end may be the filter's own code.
+                Ok(Err(error)) => {
+                    let text = guarded(|| format!("failed: {error:?}"));
+                    let _ = guarded(|| drop(error));
+                    text.unwrap_or_else(|message| {
+                        format!("failed, and describing its error panicked: {message}")
+                    })
+                }
                 Err(message) => {
                     panics.inc();
                     format!("panicked: {message}")

@@ -216,6 +216,7 @@ impl Filter for Supervised {
                 match &*how {
                     _ if start >= times => done.inc(),
                     "error" => return Err(Error::new("no luck")),
+                    "twice" => return Err(Twice.into()),
                     _ => panic!("in the task"),
                 }
                 Ok(())
@@ -232,6 +233,30 @@ impl Filter for Supervised {
     }
 }
 
+/// An error that can neither be described nor dropped.
+#[derive(Debug)]
+struct Twice;
+
+impl std::fmt::Display for Twice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("twice")
+    }
+}
+
+impl std::error::Error for Twice {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        panic!("in source")
+    }
+}
+
+impl Drop for Twice {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("in Drop");
+        }
+    }
+}
+
 fn supervised(how: &str, times: u64) -> TestHost {
     TestHost::new::<Supervised>(&format!(r#"{{"times": {times}, "how": "{how}"}}"#))
 }
@@ -244,7 +269,7 @@ fn starts(host: &TestHost) -> String {
 
 #[test]
 fn a_task_that_fails_is_started_again_until_it_ends_well() {
-    for (how, panics) in [("panic", 2), ("start", 2), ("error", 0)] {
+    for (how, panics) in [("panic", 2), ("start", 2), ("error", 0), ("twice", 0)] {
         let host = supervised(how, 2);
         let after = |millis| {
             host.advance(Duration::from_millis(millis));
