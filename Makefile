@@ -2,6 +2,7 @@
 
 # `make run`: which filter of contrib/filters, and where it listens.
 FILTER ?= hello
+FILTERS := $(notdir $(patsubst %/envoy.yaml,%,$(sort $(wildcard contrib/filters/*/envoy.yaml))))
 PORT ?= 10000
 ADMIN_PORT ?= 9901
 
@@ -20,7 +21,7 @@ help: ## list these commands
 
 run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10000)
 	@test -f contrib/filters/$(FILTER)/envoy.yaml || \
-		{ echo "there is no filter contrib/filters/$(FILTER)" >&2; exit 1; }
+		{ echo "there is no filter contrib/filters/$(FILTER); there are: $(FILTERS)" >&2; exit 1; }
 	@exec cargo run -p attache-e2e --bin attache-run -- $(FILTER) $(PORT) $(ADMIN_PORT)
 
 test: tools envoy ## run every test; ends in a line of counts. BRIDGE=1: test-bridge too
@@ -76,7 +77,7 @@ clean: ## remove what was built; the fetched Envoys in .envoy stay
 # ENVOY names a binary to run and to test with instead of the pinned ones: a path, absolute or from
 # here. The tests run in other directories.
 ifdef ENVOY
-override ENVOY := $(abspath $(ENVOY))
+override ENVOY := $(shell realpath -sm -- "$(ENVOY)")
 export ENVOY
 endif
 envoy:

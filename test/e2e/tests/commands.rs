@@ -2,7 +2,7 @@
 //! of counts can be trusted.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -75,6 +75,13 @@ fn only_what_is_a_filter_is_run() {
     }
 }
 
+/// Makes a file that is to be run, in another process: a file that this one has open for writing can
+/// be kept open for a moment by what another test starts, and is then too busy to be run.
+fn elsewhere(command: &str, arguments: &[&Path]) {
+    let status = Command::new("sh").args(["-euc", command, "sh"]).args(arguments).status();
+    assert!(status.expect("sh runs").success());
+}
+
 /// A copy of the fetching script in a checkout of its own, on a machine whose commands are chosen.
 struct Fetch {
     root: TempDir,
@@ -85,9 +92,9 @@ impl Fetch {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("test")).unwrap();
         fs::create_dir_all(root.path().join("bin")).unwrap();
-        for file in ["fetch-envoy", "envoy.lock"] {
-            fs::copy(script(file), root.path().join("test").join(file)).unwrap();
-        }
+        let copy = "cp \"$@\"";
+        let into = root.path().join("test");
+        elsewhere(copy, &[&script("fetch-envoy"), &script("envoy.lock"), &into]);
         let tools =
             "bash env uname dirname awk grep mkdir mktemp rm tail find cut sha256sum chmod mv";
         for tool in tools.split(' ') {
@@ -102,9 +109,9 @@ impl Fetch {
     /// Puts a shell script in a tool's place.
     fn with(self, tool: &str, script: &str) -> Self {
         let path = self.root.path().join("bin").join(tool);
-        let _ = fs::remove_file(&path);
-        fs::write(&path, format!("#!/usr/bin/env bash\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!("#!/usr/bin/env bash\n{script}\n");
+        let write = "rm -f \"$1\" && printf %s \"$2\" > \"$1\" && chmod +x \"$1\"";
+        elsewhere(write, &[&path, Path::new(&text)]);
         self
     }
 

@@ -30,6 +30,9 @@ async fn run() -> Result<(), Trouble> {
     };
     let address = free(port, "PORT")?;
     let admin = free(admin_port, "ADMIN_PORT")?;
+    if address == admin {
+        return Err(format!("PORT and ADMIN_PORT are both {port}: choose another for one").into());
+    }
     let crate_directory = workspace_root().join("contrib/filters").join(filter);
 
     let package = package_name(&crate_directory.join("Cargo.toml"))?;
