@@ -33,6 +33,14 @@ EXTENSIONS = {
     "envoy.config_subscription.filesystem": "//source/extensions/config_subscription/filesystem:filesystem_subscription_lib",
     "envoy.config_subscription.filesystem_collection": "//source/extensions/config_subscription/filesystem:filesystem_subscription_lib",
 
+    # Tracers: where the spans of a stream, and those of filters, go
+    "envoy.tracers.opentelemetry": "//source/extensions/tracers/opentelemetry:config",
+    "envoy.tracers.opentelemetry.resource_detectors.environment": "//source/extensions/tracers/opentelemetry/resource_detectors/environment:config",
+    "envoy.tracers.opentelemetry.samplers.always_on": "//source/extensions/tracers/opentelemetry/samplers/always_on:config",
+    "envoy.tracers.opentelemetry.samplers.parent_based": "//source/extensions/tracers/opentelemetry/samplers/parent_based:config",
+    "envoy.tracers.opentelemetry.samplers.trace_id_ratio_based": "//source/extensions/tracers/opentelemetry/samplers/trace_id_ratio_based:config",
+    "envoy.tracers.zipkin": "//source/extensions/tracers/zipkin:config",
+
     # Other filters, which the tests put before and behind ours
     "envoy.filters.http.buffer": "//source/extensions/filters/http/buffer:config",
     "envoy.filters.http.fault": "//source/extensions/filters/http/fault:config",

@@ -26,6 +26,9 @@ public:
   // The trace's id and its own, in hex.
   virtual rust::String traceId() noexcept = 0;
   virtual rust::String spanId() noexcept = 0;
+  // The headers that the tracer gives to a request which is a part of this span: names, each with its
+  // value behind it.
+  virtual rust::Vec<rust::String> headers() noexcept = 0;
   // A value that travels with the trace.
   virtual rust::String baggage(rust::Str key) noexcept = 0;
   virtual void setBaggage(rust::Str key, rust::Str value) noexcept = 0;

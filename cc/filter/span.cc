@@ -3,6 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "source/common/http/header_map_impl.h"
+#include "source/common/tracing/http_tracer_impl.h"
 #include "source/common/tracing/null_span_impl.h"
 #include "source/common/tracing/tracer_impl.h"
 
@@ -31,6 +33,7 @@ public:
   void setSampled(bool sampled) noexcept override { span_.setSampled(sampled); }
   rust::String traceId() noexcept override { return rust::String::lossy(span_.getTraceId()); }
   rust::String spanId() noexcept override { return rust::String::lossy(span_.getSpanId()); }
+  rust::Vec<rust::String> headers() noexcept override;
   rust::String baggage(rust::Str key) noexcept override {
     return rust::String::lossy(span_.getBaggage(view(key)));
   }
@@ -42,6 +45,22 @@ private:
   Tracing::Span& span_;
   TimeSource& time_;
 };
+
+rust::Vec<rust::String> Span::headers() noexcept {
+  const Http::RequestHeaderMapPtr headers = Http::RequestHeaderMapImpl::create();
+  Tracing::HttpTraceContext context(*headers);
+  span_.injectContext(context, Tracing::UpstreamContext());
+  rust::Vec<rust::String> texts;
+  headers->iterate([&texts](const Http::HeaderEntry& header) {
+    // An empty `tracestate` is none.
+    if (!header.value().empty()) {
+      texts.push_back(rust::String::lossy(std::string(header.key().getStringView())));
+      texts.push_back(rust::String::lossy(std::string(header.value().getStringView())));
+    }
+    return Http::HeaderMap::Iterate::Continue;
+  });
+  return texts;
+}
 
 // A span that Rust has made.
 class Child : public Span {

@@ -213,7 +213,8 @@ Refused
 Some(7)
 Refused
 Unsupported
-Some("abc") None Some("�b"))");
+Some("abc") None Some("�b")
+{"x-span": "stream", "x-sampled": "0"} None)");
   // What Rust logs is noted in the span as well.
   std::vector<std::string> done = report.done;
   done.erase(std::remove_if(done.begin(), done.end(),

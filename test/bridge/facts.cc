@@ -40,6 +40,13 @@ public:
   void setSampled(bool sampled) noexcept override { note(sampled ? "sampled" : "not sampled"); }
   rust::String traceId() noexcept override { return "abc"; }
   rust::String spanId() noexcept override { return rust::String(); }
+  rust::Vec<rust::String> headers() noexcept override {
+    rust::Vec<rust::String> texts;
+    for (const char* text : {"x-span", name_.c_str(), "no name", "x", "x-sampled", "0"}) {
+      texts.push_back(text);
+    }
+    return texts;
+  }
   rust::String baggage(rust::Str key) noexcept override {
     return rust::String::lossy("\xff" + std::string(key));
   }

@@ -8,6 +8,7 @@
 use std::fmt::{self, Write};
 use std::rc::Rc;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -38,6 +39,9 @@ pub trait HostSpan {
     fn trace_id(&self) -> Option<String>;
     /// Its own id, in hex.
     fn span_id(&self) -> Option<String>;
+    /// The headers that its tracer gives to a request which is a part of it, by name and value; `None`
+    /// if the host has no way to the tracer for that.
+    fn headers(&self) -> Option<Vec<(String, String)>>;
     /// A value that travels with the trace.
     fn baggage(&self, key: &str) -> Option<String>;
     /// Sets such a value.
@@ -102,7 +106,7 @@ impl Inner {
 /// use attache_core::{Filter, Next, Request, Response, Result};
 /// # use attache_core::{ConfigError, Setup};
 /// # struct Auth;
-/// # async fn look_up(_: Option<String>) -> Result<()> { Ok(()) }
+/// # async fn look_up(_: http::HeaderMap) -> Result<()> { Ok(()) }
 /// # impl Filter for Auth {
 /// #     type Config = ();
 /// #     type RouteConfig = ();
@@ -110,8 +114,8 @@ impl Inner {
 /// async fn handle(&self, req: Request, next: Next) -> Result<Response> {
 ///     let trace = req.trace();
 ///     trace.set_tag("tenant", "acme");
-///     // The header of a call that is to be part of the trace.
-///     look_up(trace.traceparent()).await?;
+///     // The headers of a call that is to be part of the trace.
+///     look_up(trace.headers()).await?;
 ///     next.run(req).await
 /// }
 /// # }
@@ -160,13 +164,45 @@ impl Trace {
         self.innermost(|span| span.span_id()).flatten()
     }
 
-    /// The value of a W3C `traceparent` header that makes a call a child of the innermost span
-    /// ([`span_id`](Trace::span_id)).
+    /// The headers that make a call of the filter's own a child of the innermost span
+    /// ([`span_id`](Trace::span_id)): to be set in its request.
     ///
-    /// It says that the trace is sampled, for Envoy does not tell filters whether it is. `None` also
-    /// when the tracer's ids do not have the form of the standard.
+    /// With the filters compiled in, they are what Envoy's tracer gives to a request that Envoy sends
+    /// upstream, in the format that the tracer is configured for (`traceparent` and `tracestate`,
+    /// `b3`, ..), and they say whether the stream is sampled.
+    ///
+    /// Stock Envoy has no way to that for a module. There, it is a W3C `traceparent` made of the ids,
+    /// if the tracer tells both, which always says that the stream is sampled: Envoy does not tell
+    /// modules whether it is. With a sampling rate below 100 %, the service that is called then reports
+    /// spans of traces that nobody else reports.
+    pub fn headers(&self) -> HeaderMap {
+        let told = self.innermost(|span| match span.headers() {
+            Some(headers) => headers,
+            None => {
+                made_traceparent(span).map(|made| (TRACEPARENT.into(), made)).into_iter().collect()
+            }
+        });
+        let mut headers = HeaderMap::new();
+        for (name, value) in told.unwrap_or_default() {
+            if let (Ok(name), Ok(value)) =
+                (name.parse::<HeaderName>(), HeaderValue::try_from(value))
+            {
+                headers.insert(name, value);
+            }
+        }
+        headers
+    }
+
+    /// The `traceparent` of [`headers`](Trace::headers), if it is among them.
     pub fn traceparent(&self) -> Option<String> {
-        self.innermost(|span| traceparent(&span.trace_id()?, &span.span_id()?)).flatten()
+        let told = self.innermost(|span| match span.headers() {
+            Some(headers) => {
+                let mut own = headers.into_iter().filter(|(name, _)| name == TRACEPARENT);
+                own.next().map(|(_, value)| value)
+            }
+            None => made_traceparent(span),
+        });
+        told.flatten()
     }
 
     /// A value that travels with the trace, where the tracer has such.
@@ -200,6 +236,13 @@ impl Trace {
     }
 }
 
+const TRACEPARENT: &str = "traceparent";
+
+fn made_traceparent(span: &dyn HostSpan) -> Option<String> {
+    traceparent(&span.trace_id()?, &span.span_id()?)
+}
+
+/// As the standard has it; `None` if the ids are not of its form.
 fn traceparent(trace: &str, span: &str) -> Option<String> {
     let hex = |id: &str, most: usize| {
         let digits = id.bytes().all(|digit| digit.is_ascii_hexdigit());

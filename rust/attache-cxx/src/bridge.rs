@@ -419,6 +419,7 @@ pub(crate) mod ffi {
         fn trace_id(self: Pin<&mut Span>) -> String;
         #[cxx_name = "spanId"]
         fn span_id(self: Pin<&mut Span>) -> String;
+        fn headers(self: Pin<&mut Span>) -> Vec<String>;
         fn baggage(self: Pin<&mut Span>, key: &str) -> String;
         #[cxx_name = "setBaggage"]
         fn set_baggage(self: Pin<&mut Span>, key: &str, value: &str);

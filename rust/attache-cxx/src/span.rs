@@ -56,6 +56,11 @@ impl HostSpan for Span {
         filled(self.with(|span| span.span_id()))
     }
 
+    fn headers(&self) -> Option<Vec<(String, String)>> {
+        let mut texts = self.with(|span| span.headers()).into_iter();
+        Some(std::iter::from_fn(|| Some((texts.next()?, texts.next()?))).collect())
+    }
+
     fn baggage(&self, key: &str) -> Option<String> {
         filled(self.with(|span| span.baggage(key)))
     }

@@ -80,6 +80,11 @@ impl HostSpan for Span {
         self.text(|span, text| unsafe { (self.api.span_get_span_id)(span, text) })
     }
 
+    /// The ABI has no callback for it, nor one that tells whether the span is sampled.
+    fn headers(&self) -> Option<Vec<(String, String)>> {
+        None
+    }
+
     fn baggage(&self, key: &str) -> Option<String> {
         let key = ModuleBuffer::from(key);
         // SAFETY: as above; Envoy reads the key during the call.

@@ -138,6 +138,21 @@ async fn spans_and_events_of_a_filter_are_reported_by_envoy_s_tracer() {
         // This tracer tells nobody the id of a span.
         assert_eq!(header("x-span-id"), "none");
         assert_eq!(header("x-query"), "none");
+        // With the filters compiled in, it says itself what it would tell others.
+        let mut call: Vec<_> = header("x-call").split(',').collect();
+        call.sort();
+        let id = |span: &Value, name: &str| span[name].as_str().expect("a text").to_owned();
+        let wanted = [
+            format!("x-b3-parentspanid={}", id(look_up, "id")),
+            "x-b3-sampled=1".to_owned(),
+            format!("x-b3-spanid={}", id(query, "id")),
+            format!("x-b3-traceid={}", id(stream, "traceId")),
+        ];
+        if version.is_compiled_in() {
+            assert_eq!(call, wanted);
+        } else {
+            assert_eq!(call, ["none"]);
+        }
         envoy.finish().await;
     }
 }
@@ -160,6 +175,7 @@ async fn a_filter_hands_on_the_id_of_its_innermost_span() {
         let ["00", trace, query, "01"] = parts[..] else { panic!("no traceparent: {parts:?}") };
         assert_eq!((trace.len(), query.len()), (32, 16));
         assert_eq!(trace, header("x-trace-id"));
+        assert_eq!(header("x-call"), format!("traceparent={}", header("x-query")));
         let look_up = header("x-look-up");
         let stream = header("x-span-id");
 
@@ -212,6 +228,28 @@ async fn a_stream_joins_the_trace_of_its_client() {
     }
 }
 
+/// What a filter would tell others of a stream that is not sampled.
+#[tokio::test]
+async fn a_stream_that_is_not_sampled_says_so_where_envoy_tells_it() {
+    let modules = modules();
+    for version in Version::all() {
+        let collector = Upstream::fixed(200, "").await;
+        let launch = version.launch().modules(&modules);
+        let config = opentelemetry(&collector).patch_manager(|manager| {
+            manager["tracing"]["random_sampling"] = json!({"value": 0});
+        });
+        let envoy = launch.start(&config).await;
+        let reply = envoy.connect(Protocol::Http1).await.fetch(Call::get("/a")).await;
+        let header = |name| reply.header(name).expect("set by the filter");
+        assert_eq!(header("x-on"), "true");
+        // Stock Envoy does not tell modules: what is made of the ids says that it is.
+        let flags = if version.is_compiled_in() { "-00" } else { "-01" };
+        assert!(header("x-query").ends_with(flags), "{}", header("x-query"));
+        assert_eq!(header("x-call"), format!("traceparent={}", header("x-query")));
+        envoy.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn without_a_tracer_spans_lead_nowhere() {
     let modules = modules();
@@ -220,7 +258,7 @@ async fn without_a_tracer_spans_lead_nowhere() {
         let reply = envoy.connect(Protocol::Http1).await.fetch(Call::get("/a")).await;
         assert_eq!(reply.text(), "ok");
         assert_eq!(reply.header("x-on"), Some("false"));
-        for name in ["x-trace-id", "x-span-id", "x-look-up", "x-query"] {
+        for name in ["x-trace-id", "x-span-id", "x-look-up", "x-query", "x-call"] {
             assert_eq!(reply.header(name), Some("none"), "{name}");
         }
         envoy.wait_for_log(&["[traced][C", "look up:query: said in a query"]).await;

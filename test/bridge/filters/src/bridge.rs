@@ -381,6 +381,7 @@ fn around(req: &Request) -> Result<String> {
     trace.set_tag("key", "value");
     trace.log("an event");
     saw.push(format!("{:?} {:?} {:?}", trace.trace_id(), trace.span_id(), trace.baggage("b")));
+    saw.push(format!("{:?} {:?}", trace.headers(), trace.traceparent()));
     Ok(saw.join("\n"))
 }
 

@@ -7,6 +7,10 @@ use tracing::{Instrument, field, info_span};
 
 pub(crate) struct Traced;
 
+fn text(value: &attache::http::HeaderValue) -> &str {
+    value.to_str().unwrap_or("no text")
+}
+
 impl Filter for Traced {
     type Config = ();
     type RouteConfig = ();
@@ -27,14 +31,16 @@ impl Filter for Traced {
             tokio::time::sleep(Duration::from_millis(1)).await;
             // After a wait, on a post of its own.
             tracing::info!(row = "äöü 漢字", "said after a wait");
-            trace.traceparent()
+            let headers = trace.headers();
+            let texts = headers.iter().map(|(name, value)| format!("{name}={}", text(value)));
+            (trace.traceparent(), texts.collect::<Vec<_>>().join(","))
         };
         let looked_up = async {
             let inner = inner.instrument(info_span!("query")).await;
             tracing::Span::current().record("tries", 3);
             (inner, trace.span_id())
         };
-        let (query, look_up) = looked_up.instrument(outer).await;
+        let ((query, call), look_up) = looked_up.instrument(outer).await;
 
         // What other threads do is theirs.
         let elsewhere = async {
@@ -56,6 +62,7 @@ impl Filter for Traced {
             ("x-span-id", trace.span_id()),
             ("x-look-up", look_up),
             ("x-query", query),
+            ("x-call", Some(call).filter(|call| !call.is_empty())),
         ] {
             headers.set(name, value.unwrap_or_else(|| "none".to_owned()));
         }
