@@ -182,6 +182,34 @@ pub(crate) mod callout_init {
     pub(crate) const CLUSTER_NOT_FOUND: u32 = 2;
 }
 
+/// The times of a stream, by [`timing`]'s indices: nanoseconds after its start, but the start itself
+/// since 1970. What is not known (yet) is 0 in `known`.
+#[repr(C)]
+pub(crate) struct TimingInfo {
+    pub(crate) nanos: [i64; timing::COUNT],
+    /// C's `bool`s.
+    pub(crate) known: [u8; timing::COUNT],
+}
+
+impl TimingInfo {
+    pub(crate) const UNKNOWN: Self =
+        TimingInfo { nanos: [-1; timing::COUNT], known: [0; timing::COUNT] };
+}
+
+/// The places in [`TimingInfo`] of the times that we tell.
+pub(crate) mod timing {
+    pub(crate) const START: usize = 0;
+    pub(crate) const LAST_DOWNSTREAM_RX: usize = 5;
+    pub(crate) const FIRST_UPSTREAM_TX: usize = 9;
+    pub(crate) const LAST_UPSTREAM_TX: usize = 10;
+    pub(crate) const FIRST_UPSTREAM_RX: usize = 11;
+    pub(crate) const LAST_UPSTREAM_RX: usize = 13;
+    pub(crate) const FIRST_DOWNSTREAM_TX: usize = 14;
+    pub(crate) const LAST_DOWNSTREAM_TX: usize = 15;
+    pub(crate) const COMPLETE: usize = 17;
+    pub(crate) const COUNT: usize = 19;
+}
+
 /// How a stream is reset.
 pub(crate) mod reset_reason {
     pub(crate) const LOCAL: u32 = 0;
@@ -418,8 +446,10 @@ callbacks! {
     }
     later: {
 
-    // Envoy 1.40. No header that we have read declares these four: their signatures are those of the
-    // machine code in the released binary, and their effects are shown by `test/e2e/tests/state.rs`.
+    // Envoy 1.40. Their effects are shown by `test/e2e/tests/stream.rs` and the conformance scenarios.
+    // Two of them are in no header that we have read (`set_filter_state_value`,
+    // `get_downstream_direct_remote_address`): their signatures are those of the machine code in the
+    // released binary. The others are declared in envoyproxy/envoy at 2576039f, a commit of 1.40-dev.
 
     /// Merges a serialized `google.protobuf.Struct` into a namespace.
     set_metadata_struct = "http_set_dynamic_metadata_struct":
@@ -431,6 +461,8 @@ callbacks! {
         fn(EnvoyFilter, *mut EnvoyBuffer) -> bool;
     get_downstream_direct_remote_address = "http_get_downstream_direct_remote_address":
         fn(EnvoyFilter, *mut EnvoyBuffer) -> bool;
+    /// Writes the whole of it.
+    get_timing_info = "http_get_timing_info": fn(EnvoyFilter, *mut TimingInfo);
     }
 }
 

@@ -9,12 +9,12 @@ use std::rc::Rc;
 
 use attache_core::facts::{
     Control, Denied, Fact, FactValue, Facts, HostHealth, LifeSpan, MetadataKind, MetadataSource,
-    Sharing, StateForm, StateObject, TlsFact,
+    Sharing, StateForm, StateObject, TimePoint, TlsFact,
 };
 use attache_core::protobuf::one_field;
 use attache_core::{Attribute, MetadataValue, Store};
 
-use crate::abi::{EnvoyBuffer, ModuleBuffer, metadata_source, sharing};
+use crate::abi::{EnvoyBuffer, ModuleBuffer, TimingInfo, metadata_source, sharing, timing};
 use crate::state::life_span_of;
 use crate::stream::Stream;
 
@@ -77,6 +77,22 @@ fn served(attribute: Attribute) -> Served {
         A::ConnectionMtls | A::HealthCheck => Served::Flag,
         _ => Served::Not,
     }
+}
+
+/// The number that the C ABI of 1.40 gives to `xds.virtual_cluster_name`, behind those of 1.39.
+const VIRTUAL_CLUSTER_1_40: u32 = Attribute::HealthCheck as u32 + 2;
+
+fn timing_index(point: TimePoint) -> Option<usize> {
+    Some(match point {
+        TimePoint::LastDownstreamRx => timing::LAST_DOWNSTREAM_RX,
+        TimePoint::FirstUpstreamTx => timing::FIRST_UPSTREAM_TX,
+        TimePoint::LastUpstreamTx => timing::LAST_UPSTREAM_TX,
+        TimePoint::FirstUpstreamRx => timing::FIRST_UPSTREAM_RX,
+        TimePoint::LastUpstreamRx => timing::LAST_UPSTREAM_RX,
+        TimePoint::FirstDownstreamTx => timing::FIRST_DOWNSTREAM_TX,
+        TimePoint::LastDownstreamTx => timing::LAST_DOWNSTREAM_TX,
+        _ => return None,
+    })
 }
 
 /// As an attribute, where the C ABI has one for it.
@@ -185,6 +201,24 @@ impl Stream {
                 );
             }
             // In 1.39, the C ABI mistakes the virtual cluster for it.
+            (Attribute::RequestTime, _) => {
+                if let Some(nanos) = self.time(timing::START)? {
+                    f(FactValue::Time(nanos));
+                }
+            }
+            (Attribute::RequestDuration, _) => {
+                if let Some(nanos) = self.time(timing::COMPLETE)? {
+                    f(FactValue::Duration(nanos));
+                }
+            }
+            (Attribute::ResponseBackendLatency, _) => {
+                let begin = self.time(timing::FIRST_UPSTREAM_TX)?;
+                let end = self.time(timing::LAST_UPSTREAM_RX)?;
+                if let Some(nanos) = end.zip(begin).and_then(|(end, begin)| end.checked_sub(begin))
+                {
+                    f(FactValue::Duration(nanos));
+                }
+            }
             (Attribute::XdsVirtualHostName, _) if !self.is_1_40() => {
                 return Err(needs_1_40("the virtual host's name"));
             }
@@ -383,6 +417,15 @@ impl Stream {
         }
     }
 
+    /// The time at an index of [`timing`], in nanoseconds.
+    fn time(&self, index: usize) -> Result<Option<u64>, Denied> {
+        let get = self.api.get_timing_info.ok_or_else(|| needs_1_40("when what has happened"))?;
+        let mut times = TimingInfo::UNKNOWN;
+        // SAFETY: the stream is valid (type invariant); Envoy writes into what is ours and live.
+        unsafe { get(self.envoy, &mut times) };
+        Ok((times.known[index] != 0).then(|| u64::try_from(times.nanos[index]).ok()).flatten())
+    }
+
     fn later_address(
         &self,
         get: crate::abi::Later<
@@ -405,10 +448,10 @@ impl Facts for Stream {
     fn fact(&self, fact: Fact, f: &mut dyn FnMut(FactValue<'_>)) -> Result<(), Denied> {
         match fact {
             Fact::Attribute(attribute) => return self.attribute(attribute, f),
-            // What the C ABI of 1.39 serves under the virtual host's name is the virtual cluster's.
             Fact::VirtualCluster if self.is_1_40() => {
-                return Err(not_told("the virtual cluster's name, since 1.40"));
+                self.text_attribute(VIRTUAL_CLUSTER_1_40, f);
             }
+            // What the C ABI of 1.39 serves under the virtual host's name is the virtual cluster's.
             Fact::VirtualCluster => {
                 self.text_attribute(Attribute::XdsVirtualHostName as u32, f);
             }
@@ -437,6 +480,12 @@ impl Facts for Stream {
             Fact::DownstreamDirectRemoteAddress => {
                 let get = self.api.get_downstream_direct_remote_address;
                 return self.later_address(get, "the direct remote address of the client", f);
+            }
+            Fact::Timing(point) => {
+                let index = timing_index(point).ok_or_else(|| not_told("this time"))?;
+                if let Some(nanos) = self.time(index)? {
+                    f(FactValue::Duration(nanos));
+                }
             }
             Fact::DownstreamTls(tls) | Fact::UpstreamTls(tls) => {
                 let upstream = matches!(fact, Fact::UpstreamTls(_));

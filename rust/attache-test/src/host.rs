@@ -337,8 +337,8 @@ impl TestHost {
 
     /// The same filter, where something more is known of the stream.
     ///
-    /// What Envoy reads from the messages (`request.path`) need not be set. What is not set is not
-    /// there; [`Known::Unsupported`](crate::Known::Unsupported) is for what a host does not know.
+    /// What Envoy reads from the messages (`request.path`, and how many bytes of body came and went) need
+    /// not be set, nor how long the stream took in the test's time. What else is not set is not there; [`Known::Unsupported`](crate::Known::Unsupported) is for what a host does not know.
     ///
     /// ```
     /// # use attache_core::{Attribute, ConfigError, Filter, Next, Request, Response, Result, Setup};

@@ -203,6 +203,7 @@ impl Facts for ModelHost {
             None => match fact {
                 Fact::Attribute(attribute) => self.read_messages(attribute, f),
                 Fact::WorkerIndex => f(FactValue::Number(0)),
+                Fact::BytesReceived => f(FactValue::Number(self.stream.bytes_received())),
                 _ => (),
             },
         }
@@ -404,6 +405,12 @@ impl ModelHost {
             Attribute::ResponseCode => {
                 if let Some(status) = self.stream.client_status() {
                     f(FactValue::Number(status.into()));
+                }
+            }
+            Attribute::ResponseSize => f(FactValue::Number(self.stream.bytes_sent())),
+            Attribute::RequestDuration => {
+                if let Some(duration) = self.stream.duration() {
+                    f(FactValue::Duration(nanos(duration)));
                 }
             }
             _ => (),

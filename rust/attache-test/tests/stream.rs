@@ -112,6 +112,63 @@ fn facts_are_found_typed_and_by_name() {
     assert_eq!(response.status(), 200, "{response:?}");
 }
 
+/// What an exchange of `F` was, as its end is told: outcome, code, bytes that came and went, milliseconds.
+mod ends {
+    use super::*;
+
+    filter!(Slow, req, next => {
+        assert_eq!(req.stream().info().duration()?, None, "it is not over");
+        let path = req.path();
+        if path != "/pass" {
+            req.body_mut().buffer(100).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        match &*path {
+            "/reply" => Ok(Response::text(StatusCode::FORBIDDEN, "no")),
+            "/error" => Err(Error::status(StatusCode::BAD_GATEWAY, "on purpose")),
+            "/panic" => panic!("on purpose"),
+            "/reset" => Err(Error::reset(ResetReason::Local, "on purpose")),
+            _ => next.run(req).await,
+        }
+    }, done => {
+        let info = done.stream().info();
+        let code = info.response_code().unwrap().map(|code| code.as_u16());
+        let took = info.duration().unwrap().map(|took| took.as_millis());
+        let bytes = (info.bytes_received().unwrap(), info.bytes_sent().unwrap());
+        leave(format!("{:?} {code:?} {bytes:?} {took:?}", done.outcome()));
+    });
+
+    fn ended(path: &str) -> String {
+        let host = TestHost::new::<Slow>("");
+        let request = TestRequest::post(path).chunk("good").chunk("bye");
+        let exchange = host.request(request).upstream(|_| TestResponse::new(200).body("four"));
+        drop(exchange.run());
+        left().join(" and ")
+    }
+
+    #[test]
+    fn the_end_is_told_with_bytes_and_time() {
+        assert_eq!(ended("/pass"), "Responded Some(200) (Some(7), Some(4)) Some(20)");
+        assert_eq!(ended("/reply"), "Replied Some(403) (Some(7), Some(2)) Some(20)");
+        assert_eq!(ended("/error"), "Failed Some(502) (Some(7), Some(11)) Some(20)");
+        assert_eq!(ended("/panic"), "Panicked Some(500) (Some(7), Some(21)) Some(20)");
+    }
+
+    #[test]
+    fn the_end_of_what_broke_off_is_told_as_well() {
+        let host = TestHost::new::<Slow>("");
+        let exchange = host.open(TestRequest::post("/reset").chunk("good").chunk("bye"));
+        exchange.advance(Duration::from_millis(20));
+        drop(exchange);
+        assert_eq!(left(), ["Reset None (Some(7), Some(0)) Some(20)"]);
+        let exchange = host.open(TestRequest::post("/pass").chunk("good").streaming());
+        exchange.advance(Duration::from_millis(15));
+        exchange.client_resets();
+        drop(exchange);
+        assert_eq!(left(), ["Cancelled None (Some(4), Some(0)) Some(15)"]);
+    }
+}
+
 #[test]
 fn metadata_and_filter_state_are_read_and_left() {
     filter!(Writes, req, next => {

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use attache_core::exchange::Exchange;
 use attache_core::host::{DataVerdict, Direction, LocalReply, Map, Verdict};
 use attache_core::registry::{Loaded, LoadedRoute};
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::buffer::{Buffer, Place};
 use super::callout::Calls;
@@ -225,6 +227,10 @@ pub(crate) struct Stream {
     loaded: Loaded,
     client: RefCell<Received>,
     upstream: RefCell<Received>,
+    /// When the request's headers came.
+    started: Cell<Option<Instant>>,
+    /// How many bytes of body the client has sent.
+    sent_by_client: Cell<u64>,
     client_gone: Cell<bool>,
     upstream_gone: Cell<bool>,
     is_grpc: Cell<bool>,
@@ -1123,6 +1129,20 @@ impl Stream {
     }
 
     /// What the client has been told.
+    pub(crate) fn bytes_received(&self) -> u64 {
+        self.sent_by_client.get()
+    }
+
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.client.borrow().chunks.iter().map(|chunk| chunk.len() as u64).sum()
+    }
+
+    /// How long the stream took, once it is over.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        let started = self.started.get().filter(|_| self.completed.get())?;
+        Some(started.elapsed())
+    }
+
     pub(crate) fn client_status(&self) -> Option<u16> {
         self.client.borrow().status()
     }
@@ -1206,6 +1226,8 @@ impl Model {
             loaded: filter.clone(),
             client: RefCell::default(),
             upstream: RefCell::default(),
+            started: Cell::new(None),
+            sent_by_client: Cell::new(0),
             client_gone: Cell::new(false),
             upstream_gone: Cell::new(false),
             is_grpc: Cell::new(false),
@@ -1267,6 +1289,7 @@ impl Model {
         if self.over() || stream.way(Direction::Request).headers.borrow().is_some() {
             return;
         }
+        stream.started.set(Some(Instant::now()));
         let value = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         stream
             .is_grpc
@@ -1289,7 +1312,9 @@ impl Model {
     pub fn client_data(&self, data: impl Into<Bytes>, end: bool) {
         if self.client_may_send() {
             self.0.way(Direction::Request).observed_end.set(end);
-            let data = Rc::new(Buffer::of(data.into()));
+            let data = data.into();
+            self.0.sent_by_client.set(self.0.sent_by_client.get() + data.len() as u64);
+            let data = Rc::new(Buffer::of(data));
             self.0.data(Direction::Request, None, &data, end);
         }
     }

@@ -2,10 +2,12 @@
 //! `none`, `ok`, or the kind of an error and what it says.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use attache::prelude::*;
-use attache::{Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, Sharing};
+use attache::{
+    Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, Sharing, TimePoint,
+};
 use serde_json::Value;
 
 use crate::Conformance;
@@ -65,6 +67,50 @@ fn sorted(mut names: Vec<String>) -> String {
     names.join(",")
 }
 
+/// What has happened at some time, by name; and `in order`, or each pair of which the second cannot have
+/// come before the first, but did.
+fn times(stream: &Stream) -> Result<String> {
+    use TimePoint::{
+        FirstDownstreamTx, FirstUpstreamRx, FirstUpstreamTx, LastDownstreamRx, LastDownstreamTx,
+        LastUpstreamRx, LastUpstreamTx,
+    };
+    let all = [
+        LastDownstreamRx,
+        FirstUpstreamTx,
+        LastUpstreamTx,
+        FirstUpstreamRx,
+        LastUpstreamRx,
+        FirstDownstreamTx,
+        LastDownstreamTx,
+    ];
+    let mut known = Vec::new();
+    for point in all {
+        known.extend(stream.info().timing(point)?.map(|time| (point, time)));
+    }
+    let mut wrong = Vec::new();
+    let time = |wanted| known.iter().find(|(point, _)| *point == wanted).map(|(_, time)| *time);
+    for (first, second) in [
+        (LastDownstreamRx, LastUpstreamTx),
+        (FirstUpstreamTx, LastUpstreamTx),
+        (FirstUpstreamTx, FirstUpstreamRx),
+        (FirstUpstreamRx, LastUpstreamRx),
+        (FirstUpstreamRx, FirstDownstreamTx),
+        (FirstDownstreamTx, LastDownstreamTx),
+    ] {
+        if time(first).zip(time(second)).is_some_and(|(first, second)| second < first) {
+            wrong.push(format!("{second:?} before {first:?}"));
+        }
+    }
+    let whole = stream.info().duration()?;
+    let last = known.iter().map(|(_, time)| *time).max();
+    if whole.zip(last).is_some_and(|(whole, last)| whole < last) {
+        wrong.push("longer than the whole".into());
+    }
+    let mut names: Vec<_> = known.iter().map(|(point, _)| format!("{point:?}")).collect();
+    names.push(if wrong.is_empty() { "in order".into() } else { wrong.join(", ") });
+    Ok(names.join(" "))
+}
+
 fn answer(stream: &Stream, question: &Ask) -> Result<String> {
     let text = |index: usize| {
         let text = question.get(index).and_then(Value::as_str);
@@ -104,7 +150,14 @@ fn answer(stream: &Stream, question: &Ask) -> Result<String> {
         "attempts" => Ok(found(info.attempt_count()?)),
         "worker" => Ok(found(info.worker_index()?)),
         "request_id" => Ok(found(info.request_id()?)),
-        "bytes_sent" => Ok(found(info.bytes_sent()?)),
+        "bytes_sent" => Ok(found(info.bytes_sent()?.map(|count| format!("{count} bytes")))),
+        "bytes_received" => Ok(found(info.bytes_received()?.map(|count| format!("{count} bytes")))),
+        // Whether the exchange has taken at least this many milliseconds.
+        "lasted" => {
+            let millis = question.get(1).and_then(Value::as_u64).context("milliseconds")?;
+            Ok(found(info.duration()?.map(|took| took >= Duration::from_millis(millis))))
+        }
+        "times" => times(stream),
         "remote" => Ok(found(info.downstream_remote_address()?)),
         "direct_remote" => Ok(found(info.downstream_direct_remote_address()?)),
         "local" => Ok(found(info.downstream_local_address()?)),

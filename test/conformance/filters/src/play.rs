@@ -74,6 +74,7 @@ async fn play_steps(
     for step in steps {
         match step {
             Step::Wait => wait(flavour).await?,
+            Step::Sleep(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
             Step::Mark => stats.marks.inc(),
             Step::Gate(name) => gate::pass(&name).await,
             Step::Forever => pending().await,
@@ -217,7 +218,6 @@ async fn play_steps(
     Ok(resp)
 }
 
-/// Waits, as the flavour says.
 /// A call as a script describes it.
 fn made<C: Caller>(mut callout: Callout<C>, call: &Call) -> Callout<C>
 where
@@ -246,6 +246,7 @@ fn told(answer: std::result::Result<attache::http::Response<Bytes>, CalloutError
     }
 }
 
+/// Waits, as the flavour says.
 async fn wait(flavour: Flavour) -> Result<()> {
     match flavour {
         Flavour::AtOnce => Ok(()),

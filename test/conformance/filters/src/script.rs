@@ -43,6 +43,8 @@ pub enum Flavour {
 pub enum Step {
     /// Waits, as the flavour says.
     Wait,
+    /// Waits for this many milliseconds, whatever the flavour.
+    Sleep(u64),
     /// Counts that this step was reached.
     Mark,
     /// Waits until the gate of this name is open.
