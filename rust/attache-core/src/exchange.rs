@@ -6,6 +6,7 @@
 //! because each may run other hooks of the same stream before it returns, or end the stream.
 
 mod any_time;
+mod kept;
 mod reply;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -51,19 +52,23 @@ pub struct Exchange(Rc<Inner>);
 /// What an [`Exchange`] is a reference to. A host that hands it through a foreign language as one
 /// plain pointer gets it from [`Exchange::into_shared`].
 ///
-/// What every event looks at comes first, and what most exchanges never need is made when it is.
+/// What every event looks at comes first, as it is written here: it is then in few cache lines, and
+/// near enough to the start for short instructions. What most exchanges never need is made when it is.
+#[repr(C)]
 pub struct Inner {
+    /// The future, while it is not being polled.
+    task: Cell<Option<HandleFuture>>,
+    /// There until the exchange has ended; see `exchange/kept.rs`.
+    filter: Option<Arc<LoadedFilter>>,
     worker: Rc<Worker>,
-    filter: Arc<LoadedFilter>,
-    wake: OwnWaker,
+    /// How many events are on the stack.
+    depth: Cell<u32>,
     /// A poll of this exchange was asked for by an event.
     due: Cell<bool>,
     /// The future is being polled or dropped, further down the stack.
     busy: Cell<bool>,
     /// `handle` was started, and has not yet returned.
     handling: Cell<bool>,
-    /// How many events are on the stack.
-    depth: Cell<u32>,
     /// The host may be called.
     alive: Cell<bool>,
     /// The host emits at any time.
@@ -72,32 +77,35 @@ pub struct Inner {
     status_changed: Cell<bool>,
     /// The spans have been ended.
     pub(crate) spans_over: Cell<bool>,
-    /// The future, while it is not being polled.
-    task: Cell<Option<HandleFuture>>,
+    /// It may serve another stream after this one.
+    may_be_kept: Cell<bool>,
     state: RefCell<State>,
+    wake: OwnWaker,
+    host: Box<dyn Host>,
     /// Made by the first call to a cluster.
     pub(crate) calls: OnceCell<Box<Calls>>,
     /// Made when somebody asks for them.
     pub(crate) spans: RefCell<Rarely<Open>>,
-    host: Box<dyn Host>,
 }
 
+/// First what every event looks at, as in [`Inner`].
+#[repr(C)]
 struct State {
-    request: Side,
-    response: Side,
     /// `handle` or `handle_reply` was started.
     started: bool,
     /// `handle` was started: there is an exchange to complete.
     handled: bool,
     next: NextState,
-    response_waiter: Waiter,
-    rare: Lazy<Rare>,
     /// Somebody else has answered, and nothing of that has come by here.
     answered: bool,
     /// The filter (or the engine for it) has answered: what comes from elsewhere is not for us.
     replied: bool,
     outcome: Option<Outcome>,
     completed: bool,
+    request: Side,
+    response: Side,
+    response_waiter: Waiter,
+    rare: Lazy<Rare>,
 }
 
 /// What only some exchanges have.
@@ -188,12 +196,6 @@ pub(crate) enum Waiter {
     Other(Foreign),
 }
 
-impl Side {
-    fn new(any_time: bool) -> Self {
-        Side { flow: Flow { any_time, ..Flow::new() }, waiter: Waiter::Nobody, rare: Lazy::new() }
-    }
-}
-
 impl State {
     fn side(&mut self, direction: Direction) -> &mut Side {
         match direction {
@@ -207,6 +209,9 @@ impl State {
     /// All that is rare has never been used.
     fn is_plain(&self) -> bool {
         self.rare.is_unused() && self.request.rare.is_unused() && self.response.rare.is_unused()
+    }
+    fn is_movable(&self) -> bool {
+        self.request.flow.is_movable() || self.response.flow.is_movable()
     }
     /// Nothing of the filter runs beside `handle`.
     fn is_quiet(&self) -> bool {
@@ -231,65 +236,13 @@ enum Whose {
 
 const BOTH: [Direction; 2] = [Direction::Request, Direction::Response];
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.wake.give_back(&self.worker);
-    }
-}
-
 impl From<Rc<Inner>> for Exchange {
     fn from(shared: Rc<Inner>) -> Self {
         Exchange(shared)
     }
 }
 
-impl State {
-    #[inline]
-    fn new(any_time: bool) -> Self {
-        State {
-            request: Side::new(any_time),
-            response: Side::new(any_time),
-            started: false,
-            handled: false,
-            next: NextState::NotCalled,
-            response_waiter: Waiter::Nobody,
-            rare: Lazy::new(),
-            answered: false,
-            replied: false,
-            outcome: None,
-            completed: false,
-        }
-    }
-}
-
 impl Exchange {
-    /// An exchange of a loaded filter, on a stream.
-    pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
-        let any_time = host.capabilities().emit_any_time;
-        let host = Box::new(host);
-        let worker = Worker::here();
-        let wake = OwnWaker::take(&worker);
-        // Not `new`, which makes the value first and then copies all of it into new memory.
-        Exchange(Rc::new_cyclic(|_| Inner {
-            worker,
-            filter: filter.0.clone(),
-            wake,
-            due: Cell::new(false),
-            busy: Cell::new(false),
-            handling: Cell::new(false),
-            depth: Cell::new(0),
-            alive: Cell::new(true),
-            any_time,
-            status_changed: Cell::new(false),
-            spans_over: Cell::new(false),
-            task: Cell::new(None),
-            state: RefCell::new(State::new(any_time)),
-            spans: RefCell::new(Rarely::NOT),
-            calls: OnceCell::new(),
-            host,
-        }))
-    }
-
     /// For a host that hands it through a foreign language as one plain pointer: what it is a
     /// reference to. [`From`] makes an exchange of that again.
     pub fn into_shared(self) -> Rc<Inner> {
@@ -382,6 +335,7 @@ impl Exchange {
     /// the stream is reset.
     pub fn abort(&self) {
         let inner = &self.0;
+        inner.may_be_kept.set(false);
         if let Ok(mut state) = inner.state.try_borrow_mut() {
             state.request.flow.mode = Mode::Discard;
             state.response.flow.mode = Mode::Discard;
@@ -393,8 +347,10 @@ impl Exchange {
 }
 
 impl Inner {
+    /// Only while the exchange is somebody's.
+    #[inline]
     pub(crate) fn filter(&self) -> &LoadedFilter {
-        &self.filter
+        self.filter_handle()
     }
 
     pub(crate) fn worker(&self) -> &Worker {
@@ -403,11 +359,11 @@ impl Inner {
 
     #[inline]
     fn count(&self, what: Count) {
-        self.filter.meta.stats.count(self.worker.number, what);
+        self.filter().meta.stats.count(self.worker.number, what);
     }
 
     pub(crate) fn filter_handle(&self) -> &Arc<LoadedFilter> {
-        &self.filter
+        self.filter.as_ref().expect("an exchange has its filter until nobody holds it")
     }
 
     /// The stream has ended, or is about to: nothing new may be started.
@@ -468,7 +424,7 @@ impl Inner {
             self.due.set(true);
             self.worker.enter_runtime();
             self.count(Count::Started);
-            self.task.set(Some((self.filter.start)(self.clone())));
+            self.task.set(Some((self.filter().start)(self.clone())));
         }
         self.poll_and_settle();
         self.end_headers(Direction::Request, end)
@@ -508,7 +464,7 @@ impl Inner {
         self.count(Count::HandledReply);
         self.due.set(true);
         self.worker.enter_runtime();
-        self.task.set(Some((self.filter.start_reply)(self.clone())));
+        self.task.set(Some((self.filter().start_reply)(self.clone())));
     }
 
     fn end_headers(self: &Rc<Self>, direction: Direction, end: bool) -> Verdict {
@@ -829,10 +785,53 @@ impl Inner {
             }
             return;
         }
-        if self.due.take() {
+        let polled = self.due.take();
+        if polled {
             self.poll();
         }
-        self.settle();
+        let state = self.state.borrow();
+        let over = state.completed || !self.alive.get();
+        let settled = state.rare.is_unused() && !state.is_movable();
+        drop(state);
+        if over || !settled {
+            self.settle_unusual(polled);
+        }
+    }
+
+    #[inline(never)]
+    fn settle_unusual(self: &Rc<Self>, polled: bool) {
+        if polled {
+            let state = self.state.borrow();
+            // The stream ended while the filter was running.
+            if state.completed || !self.alive.get() {
+                drop(state);
+                self.finish();
+            } else if state.rare.deferred.is_some() {
+                // What woke this poll may have been the post that it waits for.
+                self.wake.wake();
+            }
+        }
+        if !self.resume_whole_request() {
+            self.settle();
+        }
+    }
+
+    /// Does what there is to do when a filter has waited with a request that had no body, or had come
+    /// in full, and nothing but its headers was touched. False if it is not that.
+    fn resume_whole_request(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let only = state.rare.is_unused() && !state.response.flow.is_movable() && !self.any_time;
+        let flow = &mut state.request.flow;
+        let whole = flow.mode == Mode::Pass && flow.ended && !flow.trailers && !flow.end_kept;
+        if !(only && whole && flow.is_movable() && flow.is_empty() && self.alive.get()) {
+            return false;
+        }
+        let step = flow.between_hooks(0);
+        drop(state);
+        if step == (Move::Resume { input: Input::Leave }) {
+            self.host.resume(Direction::Request);
+        }
+        true
     }
 
     /// No borrow may be held: a waker of somebody else's may do anything.
@@ -863,7 +862,7 @@ impl Inner {
 
     fn poll(self: &Rc<Self>) {
         current::within(self, || {
-            let meta = &self.filter.meta;
+            let meta = &self.filter().meta;
             let started = meta.clock.start();
             self.busy.set(true);
             let polled = guarded(|| self.poll_all());
@@ -880,15 +879,6 @@ impl Inner {
                 self.has_taken(took);
             }
         });
-        let state = self.state.borrow();
-        // The stream ended while the filter was running.
-        if state.completed || !self.alive.get() {
-            drop(state);
-            self.finish();
-        } else if !state.rare.is_unused() && state.rare.deferred.is_some() {
-            // What woke this poll may have been the post that it waits for.
-            self.wake.wake();
-        }
     }
 
     /// `handle` has returned, or was dropped.
@@ -900,7 +890,7 @@ impl Inner {
 
     #[cold]
     fn has_taken(&self, took: Duration) {
-        let meta = &self.filter.meta;
+        let meta = &self.filter().meta;
         if let Some(poll_time) = &meta.poll_time {
             poll_time.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         }
@@ -980,7 +970,7 @@ impl Inner {
                             side.rare.out_trailers = frame.into_trailers().ok().map(Box::new)
                         }
                     }
-                    let limit = self.filter.meta.options.gather_limit_bytes;
+                    let limit = self.filter().meta.options.gather_limit_bytes;
                     if side.flow.ended && !self.any_time && side.flow.out.len() > limit {
                         return Err(Error::make(
                             ErrorKind::BodyTooLarge,
@@ -1313,7 +1303,7 @@ impl Inner {
 
     /// Goes on as if the filter had read the stream and returned a response with all of it.
     fn gather(self: &Rc<Self>, status: StatusCode, headers: HeaderMap, body: FrameStream) {
-        let limit = self.filter.meta.options.gather_limit_bytes;
+        let limit = self.filter().meta.options.gather_limit_bytes;
         let mut body = Body::from_frames(body);
         self.task.set(Some(Box::pin(async move {
             let all = body.collect(limit).await?;
@@ -1393,13 +1383,13 @@ impl Inner {
     }
 
     fn details(&self, what: &str) -> String {
-        format!("attache.{}.{what}", self.filter.meta.name.replace(char::is_whitespace, "_"))
+        format!("attache.{}.{what}", self.filter().meta.name.replace(char::is_whitespace, "_"))
     }
 
     /// Logs an error, whose texts may be the filter's own code.
     fn log(self: &Rc<Self>, f: impl FnOnce()) {
         if let Err(message) = guarded(f) {
-            self.filter.meta.panics.inc();
+            self.filter().meta.panics.inc();
             tracing::error!("the filter failed, and describing its error panicked: {message}");
         }
     }
@@ -1411,7 +1401,7 @@ impl Inner {
     }
 
     fn decide_failure(self: &Rc<Self>, error: Error) {
-        let meta = &self.filter.meta;
+        let meta = &self.filter().meta;
         let panicked = error.is_panic();
         let reset = match error.kind() {
             ErrorKind::Reset(reason) => Some(reason),
@@ -1472,7 +1462,7 @@ impl Inner {
     fn settle(self: &Rc<Self>) {
         let state = self.state.borrow();
         let plain = state.rare.is_unused();
-        let movable = state.request.flow.is_movable() || state.response.flow.is_movable();
+        let movable = state.is_movable();
         drop(state);
         if !plain || movable {
             self.settle_all();
@@ -1487,7 +1477,7 @@ impl Inner {
             }
             let mut state = self.state.borrow_mut();
             let effect = state.take_effect();
-            let movable = state.request.flow.is_movable() || state.response.flow.is_movable();
+            let movable = state.is_movable();
             if effect.is_none() && state.rare.reply.is_none() && !movable {
                 return;
             }
@@ -2009,7 +1999,7 @@ impl Inner {
         let was_busy = self.busy.replace(true);
         current::within(self, || {
             if let Err(message) = guarded(|| drop(value)) {
-                self.filter.meta.panics.inc();
+                self.filter().meta.panics.inc();
                 tracing::error!("the filter panicked while it was dropped: {message}");
             }
         });
@@ -2046,7 +2036,7 @@ impl Inner {
             return;
         }
         self.count(outcome.into());
-        if let Err(message) = (self.filter.complete)(self, outcome) {
+        if let Err(message) = (self.filter().complete)(self, outcome) {
             self.panicked_in_on_complete(&message);
         }
         self.end_spans();
@@ -2055,7 +2045,7 @@ impl Inner {
     #[cold]
     fn panicked_in_on_complete(self: &Rc<Self>, message: &str) {
         current::within(self, || {
-            self.filter.meta.panics.inc();
+            self.filter().meta.panics.inc();
             tracing::error!("the filter panicked in on_complete: {message}");
         });
     }

@@ -55,7 +55,9 @@ pub(crate) enum Hook {
     Trailers,
 }
 
+/// First what every event looks at: it is then near the start of the exchange.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Flow {
     pub(crate) mode: Mode,
     pub(crate) hook: Option<Hook>,
@@ -70,22 +72,16 @@ pub(crate) struct Flow {
     pub(crate) finished: bool,
     /// A resume would work.
     pub(crate) stopped: bool,
-    /// Later filters have been told that the end is kept back here.
-    pub(crate) end_kept: bool,
-    /// Bytes in Envoy's buffer that are ours.
-    pub(crate) held: usize,
-    /// Input that was taken out of Envoy to make room for output.
-    pub(crate) pending: Queue,
-    /// Output that is ready to go.
-    pub(crate) out: Queue,
-    /// There will be no more output.
-    pub(crate) out_done: bool,
+    /// The host emits at any time.
+    pub(crate) any_time: bool,
     /// Somebody may still read the input.
     pub(crate) reader: bool,
     /// The filter has taken bytes: the declared length is no longer right.
     pub(crate) taken: bool,
-    /// The host emits at any time.
-    pub(crate) any_time: bool,
+    /// Later filters have been told that the end is kept back here.
+    pub(crate) end_kept: bool,
+    /// There will be no more output.
+    pub(crate) out_done: bool,
     /// There is a map for trailers that the message came without.
     pub(crate) added: bool,
     /// The message ends with the output, whatever is still to come of the input.
@@ -96,6 +92,12 @@ pub(crate) struct Flow {
     pub(crate) off_record: bool,
     /// It is not stopped without need, so that trailers can still be added.
     pub(crate) keeps_going: bool,
+    /// Bytes in Envoy's buffer that are ours.
+    pub(crate) held: usize,
+    /// Input that was taken out of Envoy to make room for output.
+    pub(crate) pending: Queue,
+    /// Output that is ready to go.
+    pub(crate) out: Queue,
 }
 
 /// A queue of chunks that knows its length in bytes. Most never hold one: those cost nothing.
@@ -247,6 +249,57 @@ impl Flow {
         }
     }
 
+    /// Nothing has ever been queued.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_unused() && self.out.is_unused()
+    }
+
+    /// Makes an [empty](Flow::is_empty) one as it was at first, for another message of the same host.
+    /// Every field is named, so that none is forgotten.
+    pub(crate) fn renew(&mut self) {
+        let Flow {
+            mode,
+            hook,
+            started,
+            ended,
+            trailers,
+            released,
+            finished,
+            stopped,
+            any_time: _,
+            reader,
+            taken,
+            end_kept,
+            out_done,
+            added,
+            ends_early,
+            end_recorded,
+            off_record,
+            keeps_going,
+            held,
+            pending: _,
+            out: _,
+        } = self;
+        *mode = Mode::Hold;
+        *hook = None;
+        *started = false;
+        *ended = false;
+        *trailers = false;
+        *released = false;
+        *finished = false;
+        *stopped = false;
+        *reader = true;
+        *taken = false;
+        *end_kept = false;
+        *out_done = false;
+        *added = false;
+        *ends_early = false;
+        *end_recorded = false;
+        *off_record = false;
+        *keeps_going = false;
+        *held = 0;
+    }
+
     /// Whether something can be moved between hooks: only what a hook has stopped, or where output is
     /// injected, and not while a hook runs.
     pub(crate) fn is_movable(&self) -> bool {
@@ -265,7 +318,17 @@ impl Flow {
         self.finished |= end;
     }
 
+    #[inline]
     pub(crate) fn on_headers(&mut self) -> Step {
+        if self.mode == Mode::Pass && !self.any_time {
+            // By far the most.
+            self.let_go(self.ended);
+            return Step { verdict: Verdict::Continue, emit: false, again: false };
+        }
+        self.on_other_headers()
+    }
+
+    fn on_other_headers(&mut self) -> Step {
         if self.any_time {
             return self.headers_any_time();
         }

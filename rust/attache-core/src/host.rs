@@ -14,6 +14,7 @@
 //! * Slices given to a callback are valid only inside it. An implementation must keep safe code
 //!   from changing a map or a buffer while such a callback runs (the engine never does).
 
+use std::any::Any;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -224,7 +225,7 @@ pub trait Notify: Send + Sync {
 }
 
 /// One stream of the proxy, seen from its worker thread. See the [module docs](self).
-pub trait Host: 'static {
+pub trait Host: Any {
     /// What this host can do.
     fn capabilities(&self) -> Capabilities;
 

@@ -3,7 +3,6 @@
 use std::any::{Any, TypeId};
 use std::fmt;
 use std::future::Future;
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -204,22 +203,19 @@ impl Drop for LoadedFilter {
 // The exchange owns the filter, and a future owns the exchange until it is dropped: no second
 // reference count, which all workers would share.
 
-/// As `Box::pin`, which makes the value first and then copies all of it into new memory: of a future
-/// that has not begun, almost nothing is there yet.
-#[inline]
-fn in_place<T: Future<Output = Result<Response>> + 'static>(future: T) -> HandleFuture {
-    Box::into_pin(Box::<MaybeUninit<T>>::write(Box::new_uninit(), future))
-}
-
 fn start<F: Filter>(exchange: Rc<Inner>) -> HandleFuture {
-    in_place(async move {
+    // Memory first: of a future that has not begun almost nothing is there yet, and `Box::pin` would
+    // make it elsewhere and then copy all of it.
+    let place = Box::new_uninit();
+    let future = Box::write(place, async move {
         let filter = exchange.filter().filter::<F>();
         filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
-    })
+    });
+    Box::into_pin(future)
 }
 
 fn start_reply<F: Filter>(exchange: Rc<Inner>) -> HandleFuture {
-    in_place(async move {
+    Box::pin(async move {
         let filter = exchange.filter().filter::<F>();
         filter.handle_reply(Response::upstream(exchange.clone())).await
     })

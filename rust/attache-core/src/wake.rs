@@ -21,7 +21,6 @@ use std::task::Waker;
 
 use crate::host::Notify;
 use crate::sync::{AtomicU8, Once, Ordering};
-use crate::worker::Worker;
 
 const IDLE: u8 = 0;
 const SCHEDULED: u8 = 1;
@@ -95,10 +94,16 @@ impl WakeState {
     ///
     /// Only if others may hold a waker (`shared`), or for a wake to post, are the means to post
     /// made: an exchange that waits for nothing outside Envoy never pays for them.
+    #[inline]
     pub(crate) fn leave(&self, shared: bool, notifier: impl Fn() -> Box<dyn Notify>) {
         if !shared && self.state.load(Ordering::Relaxed) == ACTIVE {
             return self.state.store(IDLE, Ordering::Relaxed);
         }
+        self.leave_to_others(shared, notifier);
+    }
+
+    #[cold]
+    fn leave_to_others(&self, shared: bool, notifier: impl Fn() -> Box<dyn Notify>) {
         if shared && !self.notify.is_set() {
             self.notify.set(notifier());
         }
@@ -124,92 +129,92 @@ impl WakeState {
 
 /// The wake state of one exchange, and the waker of it.
 ///
-/// Those of exchanges that have ended without anybody else ever holding the waker serve the next ones
-/// on the same worker: the usual case then costs no allocation and no atomic counting.
-pub(crate) struct OwnWaker(Option<Pair>);
-
-pub(crate) type Pair = (Arc<WakeState>, Waker);
+/// It serves the next exchange as well, if nobody else holds the waker: the usual case then costs no
+/// allocation and no atomic counting.
+pub(crate) struct OwnWaker {
+    state: Arc<WakeState>,
+    waker: Waker,
+}
 
 mod own {
     use super::*;
 
-    /// How many references a pair itself holds.
+    /// How many references there are while nobody else holds the waker.
     const OWN: usize = 2;
 
-    /// How many pairs a worker keeps.
-    const KEPT: usize = 256;
-
     impl OwnWaker {
-        pub(crate) fn take(worker: &Worker) -> Self {
-            OwnWaker(Some(worker.wakers.borrow_mut().pop().unwrap_or_else(|| {
-                let wake = Arc::new(WakeState::new());
-                let waker = Waker::from(wake.clone());
-                (wake, waker)
-            })))
+        pub(crate) fn new() -> Self {
+            let state = Arc::new(WakeState::new());
+            let waker = Waker::from(state.clone());
+            OwnWaker { state, waker }
         }
 
-        /// The exchange is gone: the pair serves another, unless somebody still holds a waker of it.
-        pub(crate) fn give_back(&mut self, worker: &Worker) {
+        /// Makes it serve another exchange. False if it cannot: somebody still holds the waker.
+        #[inline]
+        pub(crate) fn renew(&mut self) -> bool {
             if self.is_shared() {
-                return;
+                return false;
             }
-            let Some(mut pair) = self.0.take() else { return };
-            if pair.0.notify.is_set() {
-                let Some(renewed) = renewed(pair) else { return };
-                pair = renewed;
-            } else {
-                pair.0.state.store(IDLE, Ordering::Relaxed);
+            if self.state.notify.is_set() {
+                return self.renew_notify();
             }
-            let mut free = worker.wakers.borrow_mut();
-            if free.len() < KEPT {
-                free.push(pair);
-            }
+            self.state.state.store(IDLE, Ordering::Relaxed);
+            true
         }
 
-        fn pair(&self) -> &Pair {
-            self.0.as_ref().expect("given back only when the exchange goes")
+        /// What posts to a stream cannot post to another.
+        #[cold]
+        fn renew_notify(&mut self) -> bool {
+            drop(std::mem::replace(&mut self.waker, Waker::noop().clone()));
+            let Some(state) = Arc::get_mut(&mut self.state) else { return false };
+            *state = WakeState::new();
+            self.waker = Waker::from(self.state.clone());
+            true
         }
 
+        #[inline]
         pub(crate) fn waker(&self) -> &Waker {
-            &self.pair().1
+            &self.waker
         }
 
         /// Whether anybody else holds a waker.
+        #[inline]
         fn is_shared(&self) -> bool {
-            let shared = Arc::strong_count(&self.pair().0) > OWN;
+            let shared = Arc::strong_count(&self.state) > OWN;
             // Whoever has dropped its waker has woken before: see that wake.
             fence(Ordering::Acquire);
             shared
         }
 
+        /// Tells a test whether it is still there.
+        #[cfg(test)]
+        pub(crate) fn part(&self) -> std::sync::Weak<WakeState> {
+            Arc::downgrade(&self.state)
+        }
+
         pub(crate) fn wake(&self) {
-            self.pair().0.wake();
+            self.state.wake();
         }
 
+        #[inline]
         pub(crate) fn enter(&self) -> bool {
-            self.pair().0.enter(self.is_shared())
+            self.state.enter(self.is_shared())
         }
 
+        #[inline]
         pub(crate) fn take_wake(&self) -> bool {
-            self.pair().0.take()
+            self.state.take()
         }
 
         /// `alive` says that the notifier can still be made.
+        #[inline]
         pub(crate) fn leave(&self, alive: bool, notifier: impl Fn() -> Box<dyn Notify>) {
-            self.pair().0.leave(alive && self.is_shared(), notifier);
+            self.state.leave(alive && self.is_shared(), notifier);
         }
 
         pub(crate) fn kill(&self) {
-            self.pair().0.kill(self.is_shared());
+            self.state.kill(self.is_shared());
         }
-    }
-
-    /// A pair that can post for another stream.
-    fn renewed((mut wake, waker): Pair) -> Option<Pair> {
-        drop(waker);
-        *Arc::get_mut(&mut wake)? = WakeState::new();
-        let waker = Waker::from(wake.clone());
-        Some((wake, waker))
     }
 }
 

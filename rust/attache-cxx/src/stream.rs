@@ -215,7 +215,9 @@ impl Drop for Stream {
         self.on_destroy();
         // It may be the last owner of the filter, whose `Drop` is the filter's.
         let gone = Made::Failed(Failed { refuses: None });
-        let _ = shielded("drop", || drop(std::mem::replace(&mut self.0, gone)));
+        if let Made::Exchange(exchange) = std::mem::replace(&mut self.0, gone) {
+            let _ = shielded("drop", || exchange.retire());
+        }
     }
 }
 

@@ -505,6 +505,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_destroy(stream: ModulePtr) {
         // the filter itself.
         let exchange = Exchange::from(unsafe { Rc::from_raw(stream.cast::<Shared>()) });
         exchange.destroy();
+        exchange.retire();
     });
 }
 

@@ -1,0 +1,409 @@
+//! Where exchanges come from, and where they go: one that has ended, and that nobody holds any more,
+//! serves another stream of the same worker. Its memory, its host's and its waker's are then there
+//! already, and in the caches.
+
+use std::any::Any;
+
+use super::*;
+
+impl Exchange {
+    /// An exchange of a loaded filter, on a stream.
+    pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
+        if let Some(mut kept) = Worker::take_kept()
+            && let Some(inner) = Rc::get_mut(&mut kept)
+            && let Some(place) = (&mut *inner.host as &mut dyn Any).downcast_mut::<H>()
+        {
+            let any_time = host.capabilities().emit_any_time;
+            *place = host;
+            inner.set_any_time(any_time);
+            inner.filter = Some(filter.0.clone());
+            inner.alive = Cell::new(true);
+            return Exchange(kept);
+        }
+        Exchange::make(filter, host)
+    }
+
+    #[cold]
+    fn make<H: Host>(filter: &Loaded, host: H) -> Self {
+        let any_time = host.capabilities().emit_any_time;
+        let mut inner = Inner {
+            task: Cell::new(None),
+            filter: Some(filter.0.clone()),
+            worker: Worker::here(),
+            depth: Cell::new(0),
+            due: Cell::new(false),
+            busy: Cell::new(false),
+            handling: Cell::new(false),
+            alive: Cell::new(true),
+            any_time,
+            status_changed: Cell::new(false),
+            spans_over: Cell::new(false),
+            // A host that has something to drop has to drop it when its stream ends.
+            may_be_kept: Cell::new(!std::mem::needs_drop::<H>()),
+            state: RefCell::new(State::new()),
+            wake: OwnWaker::new(),
+            host: Box::new(host),
+            calls: OnceCell::new(),
+            spans: RefCell::new(Rarely::NOT),
+        };
+        inner.set_any_time(any_time);
+        Exchange(Rc::new(inner))
+    }
+
+    /// Gives up a reference, as dropping it does. If it is the last one to an exchange that has been
+    /// [destroyed](Exchange::destroy), the worker may keep the memory for another one.
+    ///
+    /// The host may then be dropped later than this, or be replaced by the next one, unless it has
+    /// something to drop: such a host goes at once.
+    pub fn retire(self) {
+        let mut last = self.0;
+        // Otherwise somebody else holds it, and will drop it.
+        if let Some(inner) = Rc::get_mut(&mut last)
+            && inner.may_be_kept.get()
+            && inner.is_empty()
+        {
+            inner.renew();
+            let worker = inner.worker.clone();
+            worker.keep(last);
+        }
+    }
+}
+
+impl Inner {
+    fn set_any_time(&mut self, any_time: bool) {
+        self.any_time = any_time;
+        let state = self.state.get_mut();
+        state.request.flow.any_time = any_time;
+        state.response.flow.any_time = any_time;
+    }
+
+    /// Whether it has nothing to drop but what every exchange has, and its waker is nobody else's.
+    fn is_empty(&mut self) -> bool {
+        !self.alive.get()
+            && self.task.get_mut().is_none()
+            && self.state.get_mut().is_empty()
+            && self.calls.get().is_none()
+            && !self.spans.get_mut().is_there()
+            && self.wake.renew()
+    }
+
+    /// Makes it as it was, but for the stream. Every field is named, so that none is forgotten.
+    fn renew(&mut self) {
+        let Inner {
+            task: _,
+            filter,
+            worker: _,
+            depth,
+            due,
+            busy,
+            handling,
+            // Nobody calls the host until there is another.
+            alive: _,
+            any_time: _,
+            status_changed,
+            spans_over,
+            may_be_kept: _,
+            state,
+            wake: _,
+            host: _,
+            calls: _,
+            spans: _,
+        } = self;
+        *depth = Cell::new(0);
+        *due = Cell::new(false);
+        *busy = Cell::new(false);
+        *handling = Cell::new(false);
+        *status_changed = Cell::new(false);
+        *spans_over = Cell::new(false);
+        state.get_mut().renew();
+        // Last: it may be the filter's end.
+        *filter = None;
+    }
+}
+
+impl State {
+    #[inline]
+    fn new() -> Self {
+        State {
+            started: false,
+            handled: false,
+            next: NextState::NotCalled,
+            answered: false,
+            replied: false,
+            outcome: None,
+            completed: false,
+            request: Side::new(),
+            response: Side::new(),
+            response_waiter: Waiter::Nobody,
+            rare: Lazy::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_plain()
+            && self.request.is_empty()
+            && self.response.is_empty()
+            && !matches!(self.response_waiter, Waiter::Other(_))
+    }
+
+    fn renew(&mut self) {
+        let State {
+            started,
+            handled,
+            next,
+            answered,
+            replied,
+            outcome,
+            completed,
+            request,
+            response,
+            response_waiter,
+            rare: _,
+        } = self;
+        *started = false;
+        *handled = false;
+        *next = NextState::NotCalled;
+        *answered = false;
+        *replied = false;
+        *outcome = None;
+        *completed = false;
+        request.renew();
+        response.renew();
+        *response_waiter = Waiter::Nobody;
+    }
+}
+
+impl Side {
+    #[inline]
+    fn new() -> Self {
+        Side { flow: Flow::new(), waiter: Waiter::Nobody, rare: Lazy::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.flow.is_empty() && !matches!(self.waiter, Waiter::Other(_))
+    }
+
+    fn renew(&mut self) {
+        let Side { flow, waiter, rare: _ } = self;
+        flow.renew();
+        *waiter = Waiter::Nobody;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    use std::task::Waker;
+
+    use crate::host::Notify;
+    use crate::metrics::{MetricId, MetricKind, MetricOp, MetricSink};
+    use crate::registry::{LoadedRoute, Registry};
+    use crate::{ConfigError, ConfigHost, Filter, Next, Request, Setup};
+
+    /// Streams that are told apart by a number, which is their path. `D` is what they have to drop.
+    struct Numbered<D>(u64, D);
+
+    impl<D: 'static> Host for Numbered<D> {
+        fn capabilities(&self) -> crate::host::Capabilities {
+            crate::host::Capabilities::COMMON
+        }
+        fn header(&self, _: Map, _: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize {
+            if index == 0 {
+                f(self.0.to_string().as_bytes());
+            }
+            1
+        }
+        fn headers(&self, _: Map, _: &mut dyn FnMut(&[u8], &[u8])) -> bool {
+            true
+        }
+        fn set_header(&self, _: Map, _: &str, _: &[u8]) -> bool {
+            true
+        }
+        fn append_header(&self, _: Map, _: &str, _: &[u8]) -> bool {
+            true
+        }
+        fn remove_header(&self, _: Map, _: &str) -> bool {
+            true
+        }
+        fn body_len(&self, _: Direction, _: Area) -> usize {
+            0
+        }
+        fn frame_is_buffer(&self, _: Direction) -> bool {
+            false
+        }
+        fn body(&self, _: Direction, _: Area, _: &mut dyn FnMut(&[u8])) {}
+        fn drain(&self, _: Direction, _: Area, _: usize) {}
+        fn append(&self, _: Direction, _: Area, _: &[u8]) {}
+        fn buffer_limit(&self) -> u64 {
+            0
+        }
+        fn set_buffer_limit(&self, _: u64) {}
+        fn resume(&self, _: Direction) {}
+        fn send_reply(&self, _: &LocalReply<'_>) {}
+        fn send_reply_headers(&self, _: &[(&[u8], &[u8])], _: bool) {}
+        fn send_reply_data(&self, _: &[u8], _: bool) {}
+        fn send_reply_trailers(&self, _: &[(&[u8], &[u8])]) {}
+        fn reset(&self, _: &str) {}
+        fn notifier(&self) -> Box<dyn Notify> {
+            Box::new(NoOne)
+        }
+        fn route_configs(&self, _: &mut dyn FnMut(&[&LoadedRoute])) {}
+        fn stream_id(&self, _: &mut dyn std::fmt::Write) -> std::fmt::Result {
+            Ok(())
+        }
+    }
+
+    struct NoOne;
+    impl Notify for NoOne {
+        fn notify(&self) {}
+    }
+    impl MetricSink for NoOne {
+        fn update(&self, _: MetricId, _: MetricOp, _: u64, _: &[&str]) {}
+    }
+    impl ConfigHost for NoOne {
+        fn define(&mut self, kind: MetricKind, _: &str, _: &[&str]) -> Result<MetricId, String> {
+            Ok(MetricId { kind, id: 0 })
+        }
+        fn sink(&self) -> Arc<dyn MetricSink> {
+            Arc::new(NoOne)
+        }
+        fn wants_stats(&self) -> bool {
+            false
+        }
+    }
+
+    thread_local! {
+        /// What the filter has seen and kept.
+        static SEEN: RefCell<(Vec<String>, Vec<Request>, Vec<Waker>)> = RefCell::default();
+    }
+
+    /// Keeps its request (path 100), its waker (200), or answers by itself (300).
+    struct Keeps;
+
+    impl Filter for Keeps {
+        type Config = ();
+        type RouteConfig = ();
+        fn new(_: (), _: &mut Setup) -> std::result::Result<Self, ConfigError> {
+            Ok(Keeps)
+        }
+        async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+            let path = req.path();
+            SEEN.with_borrow_mut(|seen| seen.0.push(path.clone()));
+            match path.as_str() {
+                "100" => SEEN.with_borrow_mut(|seen| seen.1.push(req)),
+                "200" => {
+                    std::future::poll_fn(|cx| {
+                        SEEN.with_borrow_mut(|seen| seen.2.push(cx.waker().clone()));
+                        Poll::<()>::Pending
+                    })
+                    .await;
+                }
+                "300" => (),
+                _ => return next.run(req).await,
+            }
+            Ok(Response::text(StatusCode::OK, "mine"))
+        }
+    }
+
+    fn loaded() -> Loaded {
+        Registry::new().with::<Keeps>("keeps").load("keeps", b"", Box::new(NoOne)).unwrap()
+    }
+
+    /// Runs an exchange from its beginning to its end. Returns where it was.
+    fn run<D: 'static>(loaded: &Loaded, host: Numbered<D>) -> *const Inner {
+        let passes = host.0 < 100;
+        let exchange = Exchange::new(loaded, host);
+        let place = Rc::as_ptr(&exchange.0);
+        let verdict = exchange.headers(Direction::Request, true);
+        if passes {
+            assert_eq!(verdict, Verdict::Continue);
+            assert_eq!(exchange.headers(Direction::Response, false), Verdict::Continue);
+            assert_eq!(exchange.data(Direction::Response, true), DataVerdict::Continue);
+        } else {
+            assert_eq!(verdict, Verdict::Stop);
+        }
+        exchange.complete();
+        exchange.destroy();
+        exchange.retire();
+        place
+    }
+
+    #[test]
+    fn one_after_another_they_have_the_same_place_and_nothing_else_in_common() {
+        let loaded = loaded();
+        let first = run(&loaded, Numbered(1, ()));
+        for number in 2..5 {
+            assert_eq!(run(&loaded, Numbered(number, ())), first);
+        }
+        SEEN.with_borrow(|seen| assert_eq!(seen.0, ["1", "2", "3", "4"]));
+        let mut counted = Vec::new();
+        loaded.take_stats(|_, _, value| counted.push(value));
+        assert_eq!(counted, [4], "each is counted as an exchange; none is active or suspended");
+        // One that has answered had more to drop, and is as good as another.
+        run(&loaded, Numbered(300, ()));
+        let place = run(&loaded, Numbered(5, ()));
+        assert_eq!(run(&loaded, Numbered(6, ())), place);
+    }
+
+    #[test]
+    fn two_at_once_have_places_of_their_own() {
+        let loaded = loaded();
+        let outer = Exchange::new(&loaded, Numbered(1, ()));
+        assert_ne!(run(&loaded, Numbered(2, ())), Rc::as_ptr(&outer.0));
+    }
+
+    #[test]
+    fn what_the_filter_has_kept_stays_what_it_was() {
+        let loaded = loaded();
+        let held = run(&loaded, Numbered(100, ()));
+        assert_ne!(run(&loaded, Numbered(1, ())), held);
+        run(&loaded, Numbered(200, ()));
+        let next = Exchange::new(&loaded, Numbered(2, ()));
+        SEEN.with_borrow_mut(|(_, requests, wakers)| {
+            assert_eq!(requests.pop().unwrap().path(), "", "its exchange has ended");
+            wakers.pop().unwrap().wake();
+        });
+        assert!(!next.0.wake.enter(), "nobody has woken this one");
+    }
+
+    #[test]
+    fn a_host_with_something_to_drop_goes_at_once() {
+        let loaded = loaded();
+        let dropped = Rc::new(());
+        run(&loaded, Numbered(1, dropped.clone()));
+        assert_eq!(Rc::strong_count(&dropped), 1);
+        // The other kind of host does not take its place.
+        run(&loaded, Numbered(2, ()));
+        run(&loaded, Numbered(3, dropped.clone()));
+        run(&loaded, Numbered(4, ()));
+        SEEN.with_borrow(|seen| assert_eq!(seen.0, ["1", "2", "3", "4"]));
+    }
+
+    #[test]
+    fn a_filter_goes_with_its_last_exchange() {
+        let loaded = loaded();
+        let filter = Arc::downgrade(&loaded.0);
+        let exchange = Exchange::new(&loaded, Numbered(1, ()));
+        drop(loaded);
+        exchange.destroy();
+        assert_eq!(filter.strong_count(), 1);
+        exchange.retire();
+        assert_eq!(filter.strong_count(), 0);
+    }
+
+    #[test]
+    fn they_go_with_their_thread() {
+        let kept = std::thread::spawn(|| {
+            let loaded = loaded();
+            run(&loaded, Numbered(1, ()));
+            let exchange = Exchange::new(&loaded, Numbered(2, ()));
+            let part = exchange.0.wake.part();
+            exchange.destroy();
+            exchange.retire();
+            assert_ne!(part.strong_count(), 0);
+            part
+        });
+        assert_eq!(kept.join().unwrap().strong_count(), 0);
+    }
+}
