@@ -14,7 +14,7 @@ IMAGE ?= attache-envoy
 DOCKER ?= docker
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-bridge lint bench conformance build-envoy test-envoy image schema doc fmt clean envoy tools
+.PHONY: help run test test-bridge lint bench count conformance build-envoy test-envoy image schema doc fmt clean envoy tools
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ bench: tools envoy ## measure what a filter costs; BENCH_FLAGS=--quick for a tri
 	cargo build --profile ship -p attache-bench -p attache-bench-raw
 	cargo rustc --profile ship -p attache-bench-filters --crate-type cdylib
 	target/ship/attache-bench $(BENCH_FLAGS)
+
+count: tools ## count an exchange's instructions by hook (valgrind); COUNT=attache_pass for one filter
+	@test/need valgrind
+	cargo build --profile ship -p attache-bench-raw
+	cargo rustc --profile ship -p attache-bench-filters --crate-type cdylib
+	test/bench/count/count.py $(COUNT)
 
 conformance: tools envoy ## run the conformance scenarios and show the report, scenario x host
 	cargo run --release -p attache-conformance
