@@ -52,9 +52,11 @@ impl Worker {
     /// This thread's.
     pub(crate) fn here() -> Rc<Self> {
         // At the thread's end the locals may be gone; then it is one for this exchange alone.
-        WORKER
-            .try_with(|here| here.0.get_or_init(Worker::new).clone())
-            .unwrap_or_else(|_| Worker::new())
+        WORKER.try_with(|here| here.0.get_or_init(Worker::new).clone()).unwrap_or_else(|_| {
+            let alone = Worker::new();
+            alone.ends.set(true);
+            alone
+        })
     }
 
     /// Shows this thread's, if it has one.
