@@ -82,9 +82,9 @@ impl<R: Send + Sync + 'static> Level<R> {
             config: config.map(Arc::new),
         };
         let ours = made.config.as_ref().unwrap_or(&self.config).clone();
-        let mut merged = self.merged.write().unwrap_or_else(PoisonError::into_inner);
-        // Dropped when the lock is free again: it is the filter's code.
+        // Before the lock, so that it is dropped after it: that is the filter's code.
         let mut gone = Vec::new();
+        let mut merged = self.merged.write().unwrap_or_else(PoisonError::into_inner);
         let mut index = 0;
         while index < merged.len() {
             match merged[index].is_in_use() {
