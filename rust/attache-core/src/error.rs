@@ -125,12 +125,14 @@ impl Error {
     }
 
     /// The same error with another status.
+    #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Self {
         self.0.status = status;
         self
     }
 
     /// The same error, with `message` before its own.
+    #[must_use]
     pub fn context(mut self, message: impl fmt::Display) -> Self {
         self.0.message = format!("{message}: {}", self.0.message).into();
         self

@@ -20,7 +20,8 @@ use crate::host::Map;
 ///
 /// Reading gives owned values ([`get`](Headers::get)) or a look without a copy
 /// ([`with`](Headers::with), [`for_each`](Headers::for_each)). The look is a closure, so that
-/// nothing borrowed from Envoy can be held across an `.await`.
+/// nothing borrowed from Envoy can be held across an `.await`. While it runs, nothing of the exchange
+/// may be changed, by whatever handle: that panics.
 ///
 /// After the exchange has ended, reads find nothing and writes do nothing.
 pub struct Headers(Repr);

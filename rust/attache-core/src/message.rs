@@ -277,18 +277,21 @@ impl Response {
     message_methods!("response");
 
     /// Adds a header. Fails like [`Headers::append`].
+    #[must_use]
     pub fn with_header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers_mut().append(name, value);
         self
     }
 
     /// Gives the response a body.
+    #[must_use]
     pub fn with_body(mut self, body: impl Into<Body>) -> Self {
         self.set_body(body);
         self
     }
 
     /// Ends a response that the filter makes with trailers.
+    #[must_use]
     pub fn with_trailers(mut self, trailers: HeaderMap) -> Self {
         self.trailers = Some(Box::new(trailers));
         self

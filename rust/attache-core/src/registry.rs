@@ -238,6 +238,7 @@ impl Registry {
     ///
     /// # Panics
     /// When the name is taken.
+    #[must_use]
     pub fn with<F: Filter>(mut self, name: &'static str) -> Self {
         let filter = TypeId::of::<F>();
         self.add(Entry { name, filter, load: load::<F>, load_route: load_route::<F> });
@@ -249,6 +250,7 @@ impl Registry {
     ///
     /// # Panics
     /// When the name is taken by another filter.
+    #[must_use]
     pub fn merge(mut self, other: Registry) -> Self {
         for entry in other.entries {
             if self.entries.iter().all(|e| (e.name, e.filter) != (entry.name, entry.filter)) {

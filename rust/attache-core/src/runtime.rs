@@ -70,6 +70,13 @@ fn handle() -> Handle {
 /// assert_eq!(sum, 2);
 /// # });
 /// ```
+///
+/// So a handle that nobody keeps is a mistake, and the compiler says so:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// attache_core::spawn(async { /* it never gets here */ });
+/// ```
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -97,6 +104,7 @@ where
 /// # Errors
 /// A panic in the task becomes an error that, passed on with `?`, counts as the filter's own panic.
 #[derive(Debug)]
+#[must_use = "dropping it cancels the task: await it, or let the task go on with `detach`"]
 pub struct JoinHandle<T> {
     task: tokio::task::JoinHandle<T>,
     abort_on_drop: bool,

@@ -23,6 +23,7 @@ const STUCK: Duration = Duration::from_secs(24 * 3600);
 type Answer = Box<dyn FnOnce(&TestRequest) -> TestResponse>;
 
 /// A whole request, made by [`TestHost::request`].
+#[must_use = "nothing happens until it is `run`"]
 pub struct OneShot {
     host: TestHost,
     request: TestRequest,

@@ -134,6 +134,7 @@ impl TestHost {
     ///
     /// # Panics
     /// When the config is refused.
+    #[must_use]
     pub fn on_route(&self, config: &str) -> Self {
         self.on_level(Level::Route, config)
     }
@@ -174,6 +175,7 @@ impl TestHost {
     ///
     /// # Panics
     /// When the config is refused.
+    #[must_use]
     pub fn on_level(&self, level: Level, config: &str) -> Self {
         self.try_on_level(level, config).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -191,16 +193,19 @@ impl TestHost {
 
     /// The same filter, in a host of this kind: [compiled in](Kind::CompiledIn), instead of stock
     /// Envoy.
+    #[must_use]
     pub fn on(&self, kind: Kind) -> Self {
         self.with_options(|options| options.kind = kind)
     }
 
     /// The same filter, where Envoy buffers at most `bytes` before it pauses a sender.
+    #[must_use]
     pub fn with_buffer_limit(&self, bytes: u64) -> Self {
         self.with_options(|options| options.buffer_limit = bytes)
     }
 
     /// The same filter in another chain; see [`Options`].
+    #[must_use]
     pub fn in_chain(&self, chain: Options) -> Self {
         self.with_options(|options| {
             let mut route_configs = std::mem::take(&mut options.route_configs);
@@ -353,11 +358,13 @@ impl TestHost {
     /// let host = TestHost::new::<Where>("").with(Attribute::SourceAddress, "10.0.0.1:50000");
     /// assert_eq!(host.request(TestRequest::get("/")).run().text(), "10.0.0.1:50000");
     /// ```
+    #[must_use]
     pub fn with(&self, attribute: Attribute, value: impl Into<Known>) -> Self {
         self.with_surroundings(|s| s.set(Fact::Attribute(attribute), value))
     }
 
     /// The same filter, with other surroundings: facts, metadata, filter state.
+    #[must_use]
     pub fn with_surroundings(&self, change: impl FnOnce(&mut Surroundings)) -> Self {
         self.with_options(|options| change(&mut options.surroundings))
     }

@@ -46,13 +46,40 @@
 //! * A reply that was made elsewhere, to a request that never went on, is for
 //!   [`Filter::handle_reply`].
 //!
-//! What is around the messages (route, addresses, TLS, metadata, filter state, where the request goes)
-//! is behind [`Request::stream`], a handle for the whole exchange: see [`Stream`].
+//! # Where to look
 //!
-//! With the feature `schema`, `attache::schema::of` makes a JSON Schema of a filter's config, whose types
-//! derive `schemars::JsonSchema` for that. A filter without one does nothing.
+//! | for | see |
+//! |---|---|
+//! | what can be done with a message | [`Request`], [`Response`], [`Headers`], [`Body`] |
+//! | the route, addresses, TLS, metadata, filter state, where the request goes | [`Request::stream`], a [`Stream`]: a handle for the whole exchange |
+//! | calls to Envoy's clusters | [`Request::cluster`]; [`Setup::cluster`] for any thread |
+//! | configs, metrics, secrets, background tasks | [`Filter::Config`], [`Setup`] |
+//! | configs of routes | [`Filter::RouteConfig`], [`Request::route_config`], [`Filter::merge_route`] |
+//! | what the client gets when something fails | [`Error`] |
+//! | what a host can do that another cannot | [`Capabilities`] |
 //!
-//! The details are on [`Filter`], [`Request`], [`Response`], [`Body`] and [`Stream`].
+//! Filters are tested without Envoy by the crate `attache-test`, and `attache-tower` makes `tower`
+//! services of clusters.
+//!
+//! # Waiting
+//!
+//! An exchange never leaves its worker, so what `handle` holds across an `.await` need not be `Send`. It
+//! runs inside a Tokio runtime: timers, sockets and whatever is built on them can be awaited as they
+//! are. What blocks, or computes for long, belongs on other threads: [`spawn_blocking`], [`spawn`].
+//! State that all exchanges of a worker share without a lock is a [`PerWorker`].
+//!
+//! A future is dropped where it waits when the client goes, or when something else ends the wait
+//! (`select!`, a timeout). Each method that waits says what that does to it: "cancel-safe" means that
+//! nothing is lost, and the same can be awaited again.
+//!
+//! # Features
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `module` | yes | a `cdylib` of the crate is a module that stock Envoy loads |
+//! | `schema` | no | `attache::schema::of` makes a JSON Schema of a filter's config, whose types derive `schemars::JsonSchema` |
+//!
+//! The oldest Rust is 1.88.
 
 #![forbid(unsafe_code)]
 
