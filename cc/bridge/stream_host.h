@@ -18,7 +18,7 @@
 // Memory
 // * What Rust passes (texts, slices, views) is valid during the call: copy it.
 // * Views that are given to Rust stay valid until the event that asked ends, or until a non-const
-//   method is called.
+//   method is called. `facts` and `resetCall` leave them valid.
 //
 // Nothing throws.
 #pragma once

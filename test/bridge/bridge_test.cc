@@ -582,6 +582,13 @@ TEST_F(BridgeTest, ACallThatIsDroppedIsResetAndItsAnswerIgnored) {
   expectNothingLeft(100);
 }
 
+TEST_F(BridgeTest, APanicThatDropsACallWhileHeadersAreLookedAtIsSurvived) {
+  Call::cancelled = 0;
+  EXPECT_EQ(play(script("/call-look")).client.header(":status"), "500");
+  EXPECT_EQ(Call::cancelled, 1);
+  expectNothingLeft(1);
+}
+
 TEST_F(BridgeTest, AClientGoesWhileItsExchangeCalls) {
   Call::cancelled = 0;
   for (int round = 0; round < 100; ++round) {

@@ -112,7 +112,8 @@ impl CxxHost {
     /// Changes something there.
     fn change(&self, f: impl FnOnce(Pin<&mut StreamFacts>) -> Changed) -> Result<Changed, Denied> {
         self.views.none();
-        // SAFETY: as in `around`; that there may be two such references is as in `host_mut`.
+        // SAFETY: as in `around`; that there may be two such references is as in
+        // `host_beside_views`.
         let around = unsafe { self.facts_host().as_mut() }.ok_or_else(Denied::here)?;
         // SAFETY: it is C++'s, and stays where it is.
         match f(unsafe { Pin::new_unchecked(around) }) {

@@ -240,9 +240,14 @@ impl CxxHost {
     }
 
     /// For what may change what a callback sees.
-    #[expect(clippy::mut_from_ref, reason = "what it refers to is not part of `self`")]
     fn host_mut(&self) -> Pin<&mut StreamHost> {
         self.views.none();
+        self.host_beside_views()
+    }
+
+    /// For what changes nothing that a callback sees.
+    #[expect(clippy::mut_from_ref, reason = "what it refers to is not part of `self`")]
+    fn host_beside_views(&self) -> Pin<&mut StreamHost> {
         // SAFETY: the type's invariant. Such a reference may exist twice, when what it is used for
         // runs another event: it claims no memory, since to Rust a C++ class has no size.
         unsafe { Pin::new_unchecked(&mut *self.host.as_ptr()) }
@@ -252,8 +257,7 @@ impl CxxHost {
 impl CxxHost {
     /// What is around the messages, or null.
     pub(crate) fn facts_host(&self) -> *mut ffi::StreamFacts {
-        // SAFETY: as in `host_mut`. Views stay: making it changes nothing of what they see.
-        unsafe { Pin::new_unchecked(&mut *self.host.as_ptr()) }.facts()
+        self.host_beside_views().facts()
     }
 }
 
@@ -502,7 +506,9 @@ impl Host for CxxHost {
     }
 
     fn reset_call(&self, call: u64) {
-        self.host_mut().reset_call(call);
+        // A call is also dropped when a closure that looks at a message panics: a second panic, for
+        // the view, would end the process.
+        self.host_beside_views().reset_call(call);
     }
 
     fn notifier(&self) -> Box<dyn Notify> {

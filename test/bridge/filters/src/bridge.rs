@@ -118,6 +118,15 @@ impl Filter for Bridge {
                 drop(call);
                 hop().await?;
             }
+            // Panics with a call in its hands, while it looks at Envoy's memory.
+            "/call-look" => {
+                let mut call = Box::pin(req.cluster("service").get("/never").send());
+                let _begun = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+                req.headers().with(":path", move |_| {
+                    let _call = call;
+                    panic!("on purpose");
+                });
+            }
             "/call-shared-drop" => {
                 let mut call = Box::pin(self.shared("service")?.get("/never").send());
                 let _begun = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
