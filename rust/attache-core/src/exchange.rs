@@ -899,7 +899,7 @@ impl Inner {
         }
         meta.slow_polls.inc();
         tracing::warn!(
-            took_ms = took.as_secs_f64() * 1e3,
+            took_ms = took.as_micros() as f64 / 1e3,
             budget_ms = meta.clock.budget().as_secs_f64() * 1e3,
             "the filter blocked the worker; use an async client, or attache::spawn_blocking"
         );

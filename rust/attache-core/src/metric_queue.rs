@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::metrics::{MetricId, MetricOp};
 use crate::registry::Loaded;
@@ -21,7 +21,7 @@ struct Update {
     labels: Vec<String>,
 }
 
-/// The queue of one filter config.
+/// The queue of one filter config. Most never hold an update, so it takes no room before it does.
 #[derive(Debug)]
 pub struct MetricQueue {
     updates: (Sender<Update>, Receiver<Update>),
@@ -35,7 +35,7 @@ impl MetricQueue {
     #[expect(clippy::new_without_default, reason = "a queue belongs to a config")]
     pub fn new() -> Self {
         MetricQueue {
-            updates: crossbeam_channel::bounded(LENGTH),
+            updates: crossbeam_channel::unbounded(),
             scheduled: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
@@ -49,18 +49,18 @@ impl MetricQueue {
             return false;
         }
         let labels = labels.iter().map(|&label| label.to_owned()).collect();
-        match self.updates.0.try_send(Update { metric, op, value, labels }) {
-            Ok(()) => !self.scheduled.swap(true, Ordering::SeqCst),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                if !self.dropped.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        "{LENGTH} metric updates from threads outside Envoy are waiting for the \
-                         main thread; further ones are dropped until it catches up"
-                    );
-                }
-                false
-            }
+        // Threads that leave one at once may go over it, by one each.
+        let full = self.updates.0.len() >= LENGTH;
+        if !full && self.updates.0.send(Update { metric, op, value, labels }).is_ok() {
+            return !self.scheduled.swap(true, Ordering::SeqCst);
         }
+        if !self.dropped.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{LENGTH} metric updates from threads outside Envoy are waiting for the main \
+                 thread; further ones are dropped until it catches up"
+            );
+        }
+        false
     }
 
     /// The main thread takes what was left.
