@@ -119,8 +119,8 @@ Changed setState(FilterState& state, absl::string_view key, absl::string_view va
   if (!isFree(state, key, life_span)) {
     return Changed::Refused;
   }
-  state.setData(key, std::make_shared<Text>(value, life_span), FilterState::StateType::Mutable,
-                lifeSpan(life_span), sharedWith(sharing));
+  putState(state, key, std::make_shared<Text>(value, life_span), lifeSpan(life_span),
+           sharedWith(sharing));
   return Changed::Done;
 }
 
@@ -146,10 +146,10 @@ Changed setTypedState(FilterState& state, absl::string_view key, absl::string_vi
   if (typed == nullptr) {
     auto made = std::make_shared<TypedKeys>();
     typed = made.get();
-    state.setData(TypedKeysKey, std::move(made), FilterState::StateType::Mutable);
+    putState(state, TypedKeysKey, std::move(made));
   }
   typed->keys_.emplace(key);
-  state.setData(key, std::move(object), FilterState::StateType::Mutable);
+  putState(state, key, std::move(object));
   return Changed::Done;
 }
 
@@ -164,8 +164,8 @@ bool setObject(FilterState& state, absl::string_view key, rust::Box<bridge::Kept
   if (!isFree(state, name, life_span)) {
     return false;
   }
-  state.setData(name, std::make_shared<RustObject>(std::move(object), life_span),
-                FilterState::StateType::Mutable, lifeSpan(life_span));
+  putState(state, name, std::make_shared<RustObject>(std::move(object), life_span),
+           lifeSpan(life_span));
   return true;
 }
 

@@ -1,9 +1,12 @@
 // What Rust reads and leaves in Envoy's filter state.
 //
-// Envoy takes it for a bug of the caller's if a key is set again that was set as read-only, or with
-// another life span; and it does not tell which it was. So what can be set again is what was set from
-// here.
+// Envoy takes it for a bug of the caller's if a key is set again that was set as read-only (up to 1.38),
+// or with another life span; and it does not tell which it was. So what can be set again is what was
+// set from here.
 #pragma once
+
+#include <memory>
+#include <utility>
 
 #include "envoy/stream_info/filter_state.h"
 
@@ -12,6 +15,20 @@
 
 namespace Envoy {
 namespace Attache {
+
+// Puts an object in, one that can be changed. Up to Envoy 1.38 that has to be said; since 1.39 all of
+// them can.
+template <class State>
+void putState(State& state, absl::string_view key, std::shared_ptr<typename State::Object> object,
+              typename State::LifeSpan life_span = State::LifeSpan::FilterChain,
+              StreamInfo::StreamSharingMayImpactPooling sharing =
+                  StreamInfo::StreamSharingMayImpactPooling::None) {
+  if constexpr (requires { State::StateType::Mutable; }) {
+    state.setData(key, std::move(object), State::StateType::Mutable, life_span, sharing);
+  } else {
+    state.setData(key, std::move(object), life_span, sharing);
+  }
+}
 
 // A value that somebody has set as a string; or, if `typed`, the text of whatever object is there.
 void tellState(const StreamInfo::FilterState& state, absl::string_view key, bool typed,
