@@ -74,7 +74,9 @@ pub use info::{Info, ResponseFlags, Tls};
 pub use message::{Next, Request, Response};
 pub use metadata::{FromMetadata, Metadata, MetadataValue};
 pub use metric_queue::MetricQueue;
-pub use metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink};
+pub use metrics::{
+    Counter, EachUpdate, Gauge, Histogram, MetricId, MetricKind, MetricOp, MetricSink,
+};
 pub use per_worker::PerWorker;
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
 pub use runtime_flags::{Runtime, RuntimeFlags, RuntimeUnsupported};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::metrics::{MetricId, MetricOp};
+use crate::metrics::{EachUpdate, MetricId, MetricOp};
 use crate::registry::Loaded;
 
 /// How many updates may wait for the main thread.
@@ -63,6 +63,13 @@ impl MetricQueue {
         false
     }
 
+    /// As [`leave`](MetricQueue::leave), for all that `updates` gives out.
+    pub fn leave_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) -> bool {
+        let mut ask = false;
+        updates(&mut |metric, op, value| ask |= self.leave(metric, op, value, &[]));
+        ask
+    }
+
     /// The main thread takes what was left.
     pub fn take(&self, mut apply: impl FnMut(MetricId, MetricOp, u64, &[&str])) {
         // Cleared first: an update that comes now either is seen below or asks again.
@@ -102,7 +109,7 @@ impl std::fmt::Debug for Update {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::registry::Registry;
@@ -153,8 +160,21 @@ mod tests {
         }
     }
 
-    /// Where no thread is the host's: all waits in the queue.
-    struct Waiting(Arc<MetricQueue>);
+    /// Where no thread is the host's: all waits in the queue. A config that is put here ends while its
+    /// thread is asked for.
+    #[derive(Clone)]
+    struct Waiting(Arc<MetricQueue>, Arc<Mutex<Option<Loaded>>>);
+
+    impl Waiting {
+        fn new() -> Self {
+            Waiting(Arc::new(MetricQueue::new()), Arc::default())
+        }
+
+        fn load(&self) -> Loaded {
+            let registry = Registry::new().with::<Plain>("plain");
+            registry.load("plain", b"", Box::new(self.clone())).unwrap()
+        }
+    }
 
     impl ConfigHost for Waiting {
         fn define(&mut self, kind: MetricKind, name: &str, _: &[&str]) -> Result<MetricId, String> {
@@ -163,7 +183,7 @@ mod tests {
         }
 
         fn sink(&self) -> Arc<dyn MetricSink> {
-            Arc::new(Waiting(self.0.clone()))
+            Arc::new(self.clone())
         }
 
         fn wants_stats(&self) -> bool {
@@ -175,13 +195,31 @@ mod tests {
         fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
             self.0.leave(metric, op, value, labels);
         }
+
+        fn update_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) {
+            if self.0.leave_all(updates)
+                && let Some(loaded) = self.1.lock().unwrap().take()
+            {
+                self.0.end(&loaded, |_, _, _, _| ());
+            }
+        }
+    }
+
+    #[test]
+    fn a_config_may_end_while_its_thread_is_asked_for() {
+        let host = Waiting::new();
+        let loaded = host.load();
+        *host.1.lock().unwrap() = Some(loaded.clone());
+        loaded.0.meta.stats.count(0, Count::Started);
+        loaded.0.meta.stats.hand_on();
+        assert!(host.1.lock().unwrap().is_none(), "it has not ended");
+        assert!(taken(&host.0).is_empty());
     }
 
     #[test]
     fn the_last_counts_of_a_config_go_behind_those_that_wait() {
-        let queue = Arc::new(MetricQueue::new());
-        let registry = Registry::new().with::<Plain>("plain");
-        let loaded = registry.load("plain", b"", Box::new(Waiting(queue.clone()))).unwrap();
+        let host = Waiting::new();
+        let (queue, loaded) = (&host.0, host.load());
         let stats = &loaded.0.meta.stats;
         // An exchange begins, the runtime hands that on, and the exchange ends.
         stats.count(0, Count::Started);
@@ -203,7 +241,7 @@ mod tests {
         assert_eq!(seen, [1, 0]);
         stats.count(0, Count::Started);
         stats.hand_on();
-        assert!(taken(&queue).is_empty(), "later ones have nowhere to go");
+        assert!(taken(queue).is_empty(), "later ones have nowhere to go");
     }
 
     #[test]

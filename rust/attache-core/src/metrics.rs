@@ -36,10 +36,22 @@ pub struct MetricId {
     pub id: usize,
 }
 
+/// Takes updates of metrics without labels, one after the other.
+pub type EachUpdate<'a> = dyn FnMut(MetricId, MetricOp, u64) + 'a;
+
 /// Where the updates of one filter config's metrics go. Implemented by the host.
 pub trait MetricSink: Send + Sync {
     /// Applies an update now, or hands it to a thread that can. Any thread.
     fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]);
+
+    /// Applies what `updates` gives out, or hands it to a thread that can. Any thread, but from within no
+    /// exchange.
+    ///
+    /// `updates` holds a lock that the end of the config takes, too. So a host in which asking for that
+    /// thread may end the config asks after `updates` has returned.
+    fn update_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) {
+        updates(&mut |metric, op, value| self.update(metric, op, value, &[]));
+    }
 }
 
 #[derive(Clone)]

@@ -20,6 +20,7 @@ use crate::filter::{Completion, ConfigHost, Filter, Outcome, Setup};
 use crate::metrics::{Counter, Histogram, MetricId, MetricOp};
 pub use crate::route::LoadedRoute;
 use crate::runtime::{Tied, enter, guarded};
+use crate::runtime_flags::Runtime;
 use crate::stats::Stats;
 use crate::stream::Stream;
 use crate::{Next, Request, Response};
@@ -187,6 +188,8 @@ pub(crate) struct Meta {
     pub(crate) panics: Counter,
     pub(crate) slow_polls: Counter,
     pub(crate) poll_time: Option<Histogram>,
+    /// Where the host has them.
+    pub(crate) runtime: Option<Runtime>,
     _tasks: Vec<Tied>,
 }
 
@@ -362,6 +365,7 @@ fn load<F: Filter>(
         let interval = Duration::from_secs_f64(options.stats.interval_ms / 1e3);
         setup.tasks.push(stats.keep_flushing(interval));
     }
+    let runtime = setup.runtime().ok();
     let meta = Meta {
         name,
         options,
@@ -371,6 +375,7 @@ fn load<F: Filter>(
         slow_polls,
         poll_time,
         stats,
+        runtime,
         _tasks: setup.tasks,
     };
     Ok(Loaded(Arc::new(LoadedFilter {

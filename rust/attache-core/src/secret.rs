@@ -392,8 +392,12 @@ fn trimmed(mut value: Vec<u8>) -> Vec<u8> {
 /// `{"resources": [{"name": .., "generic_secret": {"secret": DataSource}}]}`
 fn in_sds_file(path: &Path, name: &str) -> Result<Vec<u8>, SecretError> {
     let malformed = |why: String| SecretError::Malformed { path: path.to_owned(), why };
-    let file: Value = serde_json::from_slice(&read_file(path)?)
-        .map_err(|error| malformed(format!("it is not JSON ({error})")))?;
+    let file: Value = serde_json::from_slice(&read_file(path)?).map_err(|error| {
+        malformed(format!(
+            "it is not JSON ({error}); YAML is not read here: write it as JSON, which Envoy reads \
+                 as well, or have the secret alone in a file (`filename`)"
+        ))
+    })?;
     let resources = file["resources"]
         .as_array()
         .ok_or_else(|| malformed("it has no list `resources`".to_owned()))?;

@@ -174,7 +174,7 @@ impl Stats {
 
     /// Hands on what has changed since the last time. Any thread.
     pub(crate) fn hand_on(&self) {
-        self.take(|id, op, value| self.sink.update(id, op, value, &[]));
+        self.sink.update_all(&mut |tell| self.take(tell));
     }
 
     /// Hands the sums on now and then, until the result is dropped.

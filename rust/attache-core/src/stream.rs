@@ -23,6 +23,7 @@ use crate::host::{Host, Map};
 use crate::info::Info;
 use crate::metadata::Metadata;
 use crate::route::route_config;
+use crate::runtime_flags::{Runtime, RuntimeUnsupported};
 
 /// One exchange as Envoy sees it: a *stream*. Where [`Request`](crate::Request) and
 /// [`Response`](crate::Response) are the messages, this is what is around them.
@@ -199,6 +200,33 @@ impl Stream {
     /// Objects that live as long as the stream, the request or the connection.
     pub fn filter_state(&self) -> FilterState<'_> {
         FilterState(self)
+    }
+
+    /// Envoy's runtime flags: those of [`Setup::runtime`](crate::Setup::runtime), for code that has only the
+    /// exchange.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`]: this host has no way to them; stock Envoy has none.
+    /// [`ErrorKind::Gone`]: the exchange has ended.
+    ///
+    /// ```
+    /// # use attache_core::{Filter, Next, Request, Response, Result, Setup, ConfigError};
+    /// # struct Trial;
+    /// # impl Filter for Trial { type Config = (); type RouteConfig = ();
+    /// # fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Trial) }
+    /// async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
+    ///     // In a host without flags, as if this one were off.
+    ///     if req.stream().runtime().is_ok_and(|runtime| runtime.feature_enabled("trial.new_path", 0)) {
+    ///         req.headers_mut().set("x-trial", "new");
+    ///     }
+    ///     next.run(req).await
+    /// }
+    /// # }
+    /// ```
+    pub fn runtime(&self) -> Result<&Runtime> {
+        self.ask(|_| Ok(()))?;
+        let unsupported = || denied(Denied::Unsupported(RuntimeUnsupported(()).to_string().into()));
+        self.exchange()?.filter().meta.runtime.as_ref().ok_or_else(unsupported)
     }
 
     /// Typed values that the filters of this exchange share.

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use attache_core::registry::{Defaults, Loaded, LoadedRoute, Registry};
 use attache_core::{
-    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, RuntimeFlags, SecretError,
-    SecretUpdates, SharedCalls, guarded, is_serving,
+    ConfigHost, EachUpdate, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, RuntimeFlags,
+    SecretError, SecretUpdates, SharedCalls, guarded, is_serving,
 };
 use cxx::UniquePtr;
 
@@ -248,6 +248,12 @@ impl MetricSink for Sink {
             // reports events: it is a worker of Envoy's, and C++ keeps the config for the stream.
             unsafe { self.apply(metric, op, value, labels) }
         } else if self.queue.leave(metric, op, value, labels) {
+            self.notifier.notify();
+        }
+    }
+
+    fn update_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) {
+        if self.queue.leave_all(updates) {
             self.notifier.notify();
         }
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use attache_core::registry::{Loaded, LoadedRoute};
 use attache_core::{
-    ConfigHost, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls, is_serving,
+    ConfigHost, EachUpdate, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls,
+    is_serving,
 };
 
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
@@ -134,6 +135,13 @@ impl Sink {
         debug_assert_eq!(result, METRICS_SUCCESS, "ids and label counts are checked before");
     }
 
+    /// Asks for the main thread. The config may end in here.
+    fn ask(&self) {
+        // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the config is
+        // gone it does nothing.
+        commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) });
+    }
+
     /// Takes what foreign threads have left.
     ///
     /// # Safety
@@ -174,9 +182,13 @@ impl MetricSink for Sink {
             // report events: it is a worker of Envoy's, and the hook's stream keeps the config.
             unsafe { self.apply(metric, op, value, labels) }
         } else if self.queue.leave(metric, op, value, labels) {
-            // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the
-            // config is gone it does nothing.
-            commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) });
+            self.ask();
+        }
+    }
+
+    fn update_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) {
+        if self.queue.leave_all(updates) {
+            self.ask();
         }
     }
 }

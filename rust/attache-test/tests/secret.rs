@@ -218,6 +218,13 @@ fn what_is_missing_or_wrong_is_refused_and_named() {
              `inline_bytes`, `filename` or `environment_variable`"
         )
     );
+    fs::write(&path, "resources:\n- name: key\n").unwrap();
+    let yaml = named("key");
+    assert!(
+        yaml.starts_with(&format!("{shown} is no file of secrets: it is not JSON (")),
+        "{yaml}"
+    );
+    assert!(yaml.contains("YAML is not read here: write it as JSON"), "{yaml}");
     fs::write(&path, "[]").unwrap();
     assert_eq!(named("key"), format!("{shown} is no file of secrets: it has no list `resources`"));
     assert!(error(r#"{"flename": "key"}"#).contains("unknown variant `flename`"));
@@ -305,4 +312,39 @@ fn a_secret_of_envoy_s_comes_when_envoy_has_it_and_changes_at_once() {
     // One that cannot be used.
     host.set_secret("key", "");
     assert_eq!(told(&host), "second");
+}
+
+#[test]
+fn runtime_flags_are_seen_from_an_exchange_until_it_ends() {
+    /// The stream of an exchange that is over.
+    static ENDED: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+    thread_local!(static STREAM: std::cell::RefCell<Option<attache_core::Stream>> = const {
+        std::cell::RefCell::new(None)
+    });
+    struct Late;
+    impl Filter for Late {
+        type Config = ();
+        type RouteConfig = ();
+        fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+            Ok(Late)
+        }
+        async fn handle(&self, req: Request, _: Next) -> attache_core::Result<Response> {
+            let stream = req.stream();
+            let text = stream.runtime()?.string("flag").unwrap_or_default();
+            STREAM.set(Some(stream));
+            Ok(Response::text(StatusCode::OK, text))
+        }
+        fn on_complete(&self, done: &attache_core::Completion) {
+            let flag = done.stream().runtime().map(|runtime| runtime.string("flag"));
+            ENDED.lock().unwrap().push(format!("{flag:?}"));
+        }
+    }
+    let host = TestHost::new::<Late>("");
+    let got = || host.request(TestRequest::get("/")).run().text();
+    assert_eq!(got(), "");
+    host.set_runtime("flag", "on");
+    assert_eq!(got(), "on");
+    assert_eq!(*ENDED.lock().unwrap(), ["Ok(None)", r#"Ok(Some("on"))"#]);
+    let stream = STREAM.take().unwrap();
+    assert_eq!(stream.runtime().unwrap_err().kind(), attache_core::ErrorKind::Gone);
 }

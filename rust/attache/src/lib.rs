@@ -56,7 +56,94 @@
 //! | configs, metrics, secrets, background tasks | [`Filter::Config`], [`Setup`] |
 //! | configs of routes | [`Filter::RouteConfig`], [`Request::route_config`], [`Filter::merge_route`] |
 //! | what the client gets when something fails | [`Error`] |
+//! | where a filter keeps its state | [below](#state) |
 //! | what a host can do that another cannot | [`Capabilities`] |
+//!
+//! # State
+//!
+//! | state of | where | to be |
+//! |---|---|---|
+//! | one exchange | local variables of `handle`; [`Stream::extensions`] for what `on_complete` or another filter is to see | anything |
+//! | one worker | [`Setup::per_worker`], a field of the filter | anything: no locks needed |
+//! | one config, on all workers | other fields of the filter | `Send + Sync` |
+//! | all configs | a `static` | `Sync` |
+//!
+//! All workers share what is a field:
+//!
+//! ```
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use attache::prelude::*;
+//!
+//! struct Numbering { all: AtomicU64 }
+//!
+//! impl Filter for Numbering {
+//!     type Config = ();
+//!     type RouteConfig = ();
+//!     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
+//!         Ok(Numbering { all: AtomicU64::new(0) })
+//!     }
+//!     async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
+//!         let number = self.all.fetch_add(1, Ordering::Relaxed);
+//!         req.headers_mut().set("x-number", number.to_string());
+//!         next.run(req).await
+//!     }
+//! }
+//! ```
+//!
+//! Each worker has a value of its own, which may be a `Cell` or an `Rc`:
+//!
+//! ```
+//! use std::cell::RefCell;
+//! use std::collections::HashMap;
+//! use attache::{PerWorker, prelude::*};
+//!
+//! struct Paths { here: PerWorker<RefCell<HashMap<String, u64>>> }
+//!
+//! impl Filter for Paths {
+//!     type Config = ();
+//!     type RouteConfig = ();
+//!     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+//!         Ok(Paths { here: setup.per_worker(RefCell::default) })
+//!     }
+//!     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+//!         let path = req.path().to_string();
+//!         // Borrowed for no longer than this: other exchanges run while `handle` waits.
+//!         self.here.with(|here| *here.borrow_mut().entry(path).or_insert(0) += 1);
+//!         next.run(req).await
+//!     }
+//! }
+//! ```
+//!
+//! What belongs to one exchange is a local variable, across any wait. `on_complete` and the other
+//! filters of the exchange see what is put among its extensions:
+//!
+//! ```
+//! use std::time::Instant;
+//! use attache::{Completion, prelude::*};
+//!
+//! struct Timing;
+//! struct Began(Instant);
+//!
+//! impl Filter for Timing {
+//!     type Config = ();
+//!     type RouteConfig = ();
+//!     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Timing) }
+//!     async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+//!         let began = Instant::now();
+//!         req.stream().extensions().insert(Began(began))?;
+//!         let mut resp = next.run(req).await?;
+//!         resp.headers_mut().set("x-took-ms", began.elapsed().as_millis().to_string());
+//!         Ok(resp)
+//!     }
+//!     fn on_complete(&self, done: &Completion) {
+//!         if let Ok(Some(began)) = done.stream().extensions().get::<Began>() {
+//!             let took = began.0.elapsed().as_millis() as f64;
+//!             // For the access log: %DYNAMIC_METADATA(com.example.timing:took_ms)%
+//!             let _ = done.stream().metadata().set("com.example.timing", "took_ms", took);
+//!         }
+//!     }
+//! }
+//! ```
 //!
 //! Filters are tested without Envoy by the crate `attache-test`, and `attache-tower` makes `tower`
 //! services of clusters.

@@ -299,20 +299,36 @@ async fn a_secret_of_envoy_s_own_is_there_and_rotated_where_filters_can_have_it(
 async fn runtime_flags_are_seen_as_they_change_where_filters_can_see_them() {
     let modules = modules();
     for version in Version::all() {
-        let config = Config::new().route(Route::prefix("/").direct(200, "ok"));
-        let config = config.filter(filter("flagged")).patch(|bootstrap| {
-            bootstrap["layered_runtime"] = json!({"layers": [
-                {"name": "static", "static_layer": {"test.integer": 8, "test.boolean": "neither"}},
-                {"name": "admin", "admin_layer": {}},
-            ]});
-        });
+        let config = |config: Value| {
+            let route = Route::prefix("/").direct(200, "ok");
+            let filter = filter("flagged").config(config);
+            Config::new().route(route).filter(filter).patch(|bootstrap| {
+                bootstrap["layered_runtime"] = json!({"layers": [
+                    {"name": "static", "static_layer": {"test.integer": 8, "test.boolean": "neither"}},
+                    {"name": "admin", "admin_layer": {}},
+                ]});
+            })
+        };
+        let late = config(json!({"early": false}));
+        let config = config(json!({}));
         let launch = version.launch().modules(&modules);
         if !version.is_compiled_in() {
             let refusal = launch.try_start(&config).await.unwrap_err();
             let reason = "filters cannot see Envoy's runtime flags in this host";
             assert!(refusal.output.contains(reason), "{refusal}");
+            let envoy = launch.start(&late).await;
+            let answer = get(&envoy, "/").await;
+            assert!(
+                answer.text().starts_with(&format!("Unsupported: {reason}")),
+                "{}",
+                answer.text()
+            );
+            envoy.finish().await;
             continue;
         }
+        let envoy = launch.start(&late).await;
+        assert_eq!(get(&envoy, "/").await.text(), "false true 8 0.5 None");
+        envoy.finish().await;
         let envoy = launch.start(&config).await;
         assert_eq!(get(&envoy, "/").await.text(), "false true 8 0.5 None");
         let flags = "test.feature=100&test.boolean=false&test.integer=9&test.double=2.5";

@@ -2,21 +2,43 @@
 
 use attache::Runtime;
 use attache::prelude::*;
+use serde::Deserialize;
 
-pub(crate) struct Flagged(Runtime);
+#[derive(Deserialize)]
+#[serde(default)]
+pub(crate) struct Config {
+    /// Whether the filter takes the flags while it is made, and not just in an exchange.
+    early: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { early: true }
+    }
+}
+
+pub(crate) struct Flagged(Option<Runtime>);
 
 impl Filter for Flagged {
-    type Config = ();
+    type Config = Config;
     type RouteConfig = ();
 
-    fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
-        Ok(Flagged(setup.runtime()?))
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Flagged(if config.early { Some(setup.runtime()?) } else { None }))
     }
 
-    async fn handle(&self, _: Request, _: Next) -> Result<Response> {
-        let here = told(&self.0);
-        let runtime = self.0.clone();
-        let elsewhere = attache::spawn_blocking(move || told(&runtime)).await?;
+    async fn handle(&self, req: Request, _: Next) -> Result<Response> {
+        let stream = req.stream();
+        let runtime = match stream.runtime() {
+            Ok(runtime) => runtime.clone(),
+            Err(error) => {
+                let text = format!("{:?}: {error}", error.kind());
+                return Ok(Response::text(StatusCode::OK, text));
+            }
+        };
+        let here = told(&runtime);
+        let kept = self.0.clone().unwrap_or(runtime);
+        let elsewhere = attache::spawn_blocking(move || told(&kept)).await?;
         let text = if here == elsewhere { here } else { format!("{here}, but {elsewhere}") };
         Ok(Response::text(StatusCode::OK, text))
     }
