@@ -411,8 +411,7 @@ impl Setup {
     /// Envoy's runtime flags, to read on any thread for as long as Envoy runs.
     ///
     /// # Errors
-    /// This host has no way to them. Stock Envoy has none: its C ABI tells modules nothing of the
-    /// runtime.
+    /// This host has no way to them: only one that is compiled into Envoy has.
     pub fn runtime(&self) -> std::result::Result<Runtime, RuntimeUnsupported> {
         self.host.runtime_flags().map(Runtime::new).ok_or(RuntimeUnsupported(()))
     }

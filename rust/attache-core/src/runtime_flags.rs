@@ -82,8 +82,8 @@ pub struct RuntimeUnsupported(pub(crate) ());
 impl fmt::Display for RuntimeUnsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "filters cannot see Envoy's runtime flags in this host, which tells modules nothing of them; \
-             have what is to change in the config or in a file",
+            "filters cannot see Envoy's runtime flags in this host; have what is to change in the config or \
+             in a file, or compile the filter into Envoy",
         )
     }
 }
