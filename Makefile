@@ -10,14 +10,17 @@ ADMIN_PORT ?= 9901
 BAZEL ?= bazel
 BUILD_OPTS ?=
 IMAGE ?= attache-envoy
+# `make test-e2e`: which suites; all, unless ENVOY names an Envoy: the others are about modules and the
+# pinned Envoys.
+E2E ?= $(if $(ENVOY),callout chaos host observe odd stream)
 # What builds images: docker, podman or buildah.
 DOCKER ?= docker
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-bridge lint bench count conformance build-envoy test-envoy image schema doc fmt clean envoy tools
+.PHONY: help run test test-e2e test-bridge lint bench count conformance build-envoy test-envoy image schema doc fmt clean envoy tools
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10000)
 	@test -f contrib/filters/$(FILTER)/envoy.yaml || \
@@ -58,6 +61,9 @@ conformance: tools envoy ## run the conformance scenarios and show the report, s
 build-envoy: ## build an Envoy with the filters compiled in: bazel-bin/envoy (BUILD_OPTS=..)
 	@test/need $(BAZEL)
 	$(BAZEL) build $(BUILD_OPTS) //:envoy
+
+test-e2e: tools envoy ## the end-to-end tests alone, also on an Envoy of one's own (ENVOY=..)
+	cargo test -p attache-e2e --no-fail-fast $(E2E:%=--test %)
 
 test-envoy: ## test the C++ filter with Envoy's own test libraries (BUILD_OPTS=..)
 	@test/need $(BAZEL)

@@ -87,6 +87,16 @@ impl Version {
         self.compiled_in
     }
 
+    /// What Envoy's log calls the filters: the component whose level is theirs.
+    pub fn log_component(&self) -> &'static str {
+        if self.compiled_in { "filter" } else { "dynamic_modules" }
+    }
+
+    /// How a log line of a filter begins, behind its time: `[error][dynamic_modules]`, say.
+    pub fn log_tag(&self, level: &str) -> String {
+        format!("[{level}][{}]", self.log_component())
+    }
+
     /// `1.40.0`, say.
     pub fn name(&self) -> &str {
         &self.name
@@ -200,9 +210,10 @@ impl Launch {
         self
     }
 
-    /// Logs all that modules have to say.
-    pub fn trace_modules(self) -> Self {
-        self.component_log_level("dynamic_modules", "trace")
+    /// The level of what the filters log.
+    pub fn filters_log_level(self, level: &str) -> Self {
+        let component = self.version.log_component();
+        self.component_log_level(component, level)
     }
 
     /// The level of one component's log.
@@ -407,13 +418,18 @@ impl Envoy {
         self.admin_call(Method::POST, path).await.expect("an answer from the admin page").1
     }
 
-    /// The value of a counter or gauge by its full name; `None` if there is none. Where the filters
-    /// are compiled in, their metrics go without the prefix that those of modules have.
-    pub async fn stat(&self, name: &str) -> Option<u64> {
-        let name = match name.strip_prefix(MODULE_STATS) {
+    /// What a metric is called here that is called `name` in stock Envoy: where the filters are
+    /// compiled in, their metrics go without the prefix that those of modules have.
+    pub fn stat_name<'a>(&self, name: &'a str) -> &'a str {
+        match name.strip_prefix(MODULE_STATS) {
             Some(plain) if self.version.compiled_in => plain,
             _ => name,
-        };
+        }
+    }
+
+    /// The value of a counter or gauge by its full name in stock Envoy; `None` if there is none.
+    pub async fn stat(&self, name: &str) -> Option<u64> {
+        let name = self.stat_name(name);
         self.admin_get("/stats").await.lines().find_map(|line| {
             let (found, value) = line.split_once(": ")?;
             (found == name).then(|| value.parse().ok())?
@@ -435,6 +451,12 @@ impl Envoy {
         if reached.await.is_err() {
             panic!("{name} should become {value}, and is {last:?}");
         }
+    }
+
+    /// What Prometheus calls a filter's metric.
+    pub fn prometheus_name(&self, name: &str) -> String {
+        let modules = if self.version.compiled_in { "" } else { "dynamicmodulescustom_" };
+        format!("envoy_{modules}{name}")
     }
 
     /// All metrics, as Prometheus reads them.

@@ -150,12 +150,13 @@ async fn two_modules_are_in_one_envoy() {
 
 // ---- log ------------------------------------------------------------------------------------
 
+/// As `tracing` calls them, and as Envoy does.
 const LEVELS: [(&str, &str); 5] = [
-    ("trace", "[trace]"),
-    ("debug", "[debug]"),
-    ("info", "[info]"),
-    ("warn", "[warning]"),
-    ("error", "[error]"),
+    ("trace", "trace"),
+    ("debug", "debug"),
+    ("info", "info"),
+    ("warn", "warning"),
+    ("error", "error"),
 ];
 
 /// Calls a path of a speaker, waits until all is said, and gives what has been said by this exchange.
@@ -172,7 +173,7 @@ async fn said(envoy: &Envoy, path: &str) -> (String, Vec<String>) {
 async fn speaker(version: &Version, modules: &Modules, level: &str) -> Envoy {
     let config = serving([filter("speaker")]).access_log("path=%PATH(NQ)% id=%STREAM_ID%");
     let launch = version.launch().modules(modules);
-    launch.component_log_level("dynamic_modules", level).start(&config).await
+    launch.filters_log_level(level).start(&config).await
 }
 
 #[tokio::test]
@@ -180,13 +181,13 @@ async fn events_reach_envoys_log_at_their_level_with_filter_and_stream() {
     let modules = modules();
     for version in Version::all() {
         let envoy = speaker(&version, &modules, "trace").await;
-        envoy.wait_for_log(&["[info][dynamic_modules]", "[speaker] said in new"]).await;
+        envoy.wait_for_log(&[&version.log_tag("info"), "[speaker] said in new"]).await;
         let (id, lines) = said(&envoy, "/levels").await;
-        for (level, tag) in LEVELS {
+        for (level, envoys) in LEVELS {
             let text = format!("said at {level}");
             let line = lines.iter().find(|line| line.ends_with(&text));
             let line = line.unwrap_or_else(|| panic!("no {text:?} in {lines:?}"));
-            assert!(line.contains(&format!("{tag}[dynamic_modules]")), "{line}");
+            assert!(line.contains(&version.log_tag(envoys)), "{line}");
             assert!(line.contains("[speaker][C"), "{line}");
             assert!(line.ends_with(&format!("][{id}] {text}")), "{line}");
         }
@@ -220,10 +221,11 @@ async fn events_below_envoys_level_are_left_out() {
         assert!(!envoy.log().contains("said at warn"));
 
         // Envoy's level can change while it runs.
-        envoy.admin_post("/logging?dynamic_modules=debug").await;
+        let component = version.log_component();
+        envoy.admin_post(&format!("/logging?{component}=debug")).await;
         get(&envoy, "/levels").await;
-        envoy.wait_for_log(&["[debug][dynamic_modules]", "said at debug"]).await;
-        envoy.admin_post("/logging?dynamic_modules=error").await;
+        envoy.wait_for_log(&[&version.log_tag("debug"), "said at debug"]).await;
+        envoy.admin_post(&format!("/logging?{component}=error")).await;
         let before = envoy.log().matches("said at error").count();
         let warnings = envoy.log().matches("said at warn").count();
         get(&envoy, "/levels").await;
@@ -243,14 +245,14 @@ async fn events_from_other_threads_reach_envoys_log() {
         let envoy = speaker(&version, &modules, "info").await;
         // With the filter and the stream in front, as the exchange's own have.
         let (id, lines) = said(&envoy, "/spawned").await;
-        for (tag, text) in [
-            ("[info]", "said in a task"),
-            ("[info]", "said in a task's task"),
-            ("[warning]", "said on a thread"),
+        for (level, text) in [
+            ("info", "said in a task"),
+            ("info", "said in a task's task"),
+            ("warning", "said on a thread"),
         ] {
             let line = lines.iter().find(|line| line.ends_with(text));
             let line = line.unwrap_or_else(|| panic!("no {text:?} in {lines:?}"));
-            assert!(line.contains(&format!("{tag}[dynamic_modules]")), "{line}");
+            assert!(line.contains(&version.log_tag(level)), "{line}");
             assert!(line.contains("[speaker][C"), "{line}");
             assert!(line.ends_with(&format!("][{id}] {text}")), "{line}");
         }
@@ -258,10 +260,7 @@ async fn events_from_other_threads_reach_envoys_log() {
         envoy.wait_for_log(&["[speaker][C", &format!("][{id}] said after the end")]).await;
         said(&envoy, "/background").await;
         envoy
-            .wait_for_log(&[
-                "[info][dynamic_modules]",
-                "[speaker] said in the background word=psst",
-            ])
+            .wait_for_log(&[&version.log_tag("info"), "[speaker] said in the background word=psst"])
             .await;
         envoy.finish().await;
     }
@@ -287,9 +286,11 @@ async fn no_text_of_an_event_is_lost() {
 
 const PLACES: [&str; 5] = ["new", "handle", "task", "thread", "background"];
 
-/// The value of the one line of Prometheus text that starts with `name` and has all of `labels`.
-fn prometheus_value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
-    let name = format!("envoy_dynamicmodulescustom_{name}{{");
+/// The value of the one line of Prometheus text that starts with a metric's name and has all of
+/// `labels`.
+async fn prometheus_value(envoy: &Envoy, name: &str, labels: &[&str]) -> Option<f64> {
+    let text = envoy.prometheus().await;
+    let name = format!("{}{{", envoy.prometheus_name(name));
     let mut found = text
         .lines()
         .filter(|line| line.starts_with(&name) && labels.iter().all(|label| line.contains(label)));
@@ -300,10 +301,7 @@ fn prometheus_value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
 
 async fn wait_for_prometheus(envoy: &Envoy, name: &str, labels: &[&str], value: f64) {
     let what = format!("{name}{labels:?} to be {value}");
-    eventually(&what, async || {
-        prometheus_value(&envoy.prometheus().await, name, labels) == Some(value)
-    })
-    .await;
+    eventually(&what, async || prometheus_value(envoy, name, labels).await == Some(value)).await;
 }
 
 #[tokio::test]
@@ -330,7 +328,7 @@ async fn metrics_of_every_kind_change_from_everywhere() {
         wait_for_prometheus(&envoy, "meter_counter", &[], 15.0).await;
         wait_for_prometheus(&envoy, "meter_gauge", &[], 20.0).await;
         wait_for_prometheus(&envoy, "meter_histogram_count", &[], 5.0).await;
-        let sum = prometheus_value(&envoy.prometheus().await, "meter_histogram_sum", &[]);
+        let sum = prometheus_value(&envoy, "meter_histogram_sum", &[]).await;
         // Envoy keeps histograms in buckets: a sum is only about right.
         assert!(sum.is_some_and(|sum| (24.0..=26.0).contains(&sum)), "{sum:?}");
         for place in PLACES {
@@ -341,7 +339,8 @@ async fn metrics_of_every_kind_change_from_everywhere() {
             wait_for_prometheus(&envoy, "meter_labelled_counter", &two, 2.0).await;
             wait_for_prometheus(&envoy, "meter_labelled_gauge", &[&label], 4.0).await;
         }
-        assert!(envoy.admin_get("/stats").await.contains(&plain("histogram: P0(")));
+        let histogram = plain("histogram: P0(");
+        assert!(envoy.admin_get("/stats").await.contains(envoy.stat_name(&histogram)));
 
         get(&envoy, "/set").await;
         envoy.wait_for_stat(&plain("gauge"), 1000).await;
@@ -485,7 +484,8 @@ async fn a_replaced_filter_is_dropped_with_its_exchanges_and_its_tasks() {
     }
 }
 
-/// As a user writes it who has not read about `do_not_close`.
+/// As a user writes it who has not read about `do_not_close`. (Compiled in, there is nothing to
+/// close, and a config like any other.)
 fn closable(filter: ModuleFilter) -> Value {
     let mut filter = Value::from(filter);
     filter["typed_config"]["dynamic_module_config"]["do_not_close"] = json!(false);
@@ -493,7 +493,7 @@ fn closable(filter: ModuleFilter) -> Value {
 }
 
 #[tokio::test]
-async fn a_module_stays_in_memory_when_its_last_config_goes() {
+async fn the_filters_code_stays_in_memory_when_its_last_config_goes() {
     let modules = modules();
     for version in Version::all() {
         let direct = Route::prefix("/").direct(200, "ok");
@@ -510,7 +510,7 @@ async fn a_module_stays_in_memory_when_its_last_config_goes() {
         let before = beats(&envoy.log());
         eventually("further beats", async || beats(&envoy.log()) > before + 10).await;
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", envoy.pid())).unwrap();
-        assert!(maps.contains("libattache_e2e_filters.so"));
+        assert_eq!(maps.contains("libattache_e2e_filters.so"), !version.is_compiled_in());
         assert_eq!(get(&envoy, "/").await.text(), "ok");
 
         // And the filter can come back.
@@ -573,7 +573,7 @@ async fn a_panic_costs_one_exchange() {
             let reply = get(&envoy, path).await;
             let answer = (reply.status.as_u16(), reply.text());
             assert_eq!(answer, (500, "Internal Server Error"), "{path}");
-            envoy.wait_for_log(&["[error][dynamic_modules]", "[fault][C", said]).await;
+            envoy.wait_for_log(&[&version.log_tag("error"), "[fault][C", said]).await;
             panics += 1;
             envoy.wait_for_stat(&stat_of("fault", "panics"), panics).await;
             assert_eq!(get(&envoy, "/").await.text(), "ok", "after {path}");
@@ -582,7 +582,7 @@ async fn a_panic_costs_one_exchange() {
         // Not the exchange's concern, but the operator's.
         assert_eq!(get(&envoy, "/detached").await.text(), "unharmed");
         let said = "a spawned task panicked: a panic that nobody waits for";
-        envoy.wait_for_log(&["[error][dynamic_modules]", "[fault][C", said]).await;
+        envoy.wait_for_log(&[&version.log_tag("error"), "[fault][C", said]).await;
         panics += 1;
         envoy.wait_for_stat(&stat_of("fault", "panics"), panics).await;
 
@@ -648,7 +648,7 @@ async fn a_panic_in_a_background_task_is_counted_and_logged() {
         let config = serving([fault("background")]);
         let envoy = version.launch().modules(&modules).start(&config).await;
         let said = "[fault] a background task panicked: a panic in the background";
-        envoy.wait_for_log(&["[error][dynamic_modules]", said]).await;
+        envoy.wait_for_log(&[&version.log_tag("error"), said]).await;
         envoy.wait_for_stat(&stat_of("fault", "panics"), 1).await;
         assert_eq!(get(&envoy, "/").await.text(), "ok");
         envoy.finish().await;

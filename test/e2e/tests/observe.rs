@@ -33,16 +33,11 @@ fn stat(what: &str) -> String {
     format!("dynamicmodulescustom.attache.observed.{what}")
 }
 
-/// The value of a metric without labels, as Prometheus reads it. Stock Envoy puts a name of its own
-/// before those of modules.
+/// The value of a metric without labels, as Prometheus reads it.
 async fn prometheus(envoy: &Envoy, what: &str) -> Option<u64> {
-    let name = format!("attache_observed_{what}{{}} ");
+    let name = envoy.prometheus_name(&format!("attache_observed_{what}"));
     let page = envoy.prometheus().await;
-    page.lines().find_map(|line| {
-        let line = line.strip_prefix("envoy_")?;
-        let line = line.strip_prefix("dynamicmodulescustom_").unwrap_or(line);
-        line.strip_prefix(&name)?.parse().ok()
-    })
+    page.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix("{} ")?.parse().ok())
 }
 
 // ---- counts ---------------------------------------------------------------------------------
