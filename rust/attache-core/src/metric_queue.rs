@@ -107,7 +107,7 @@ impl std::fmt::Debug for Update {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::{Arc, Mutex};
 
