@@ -2,8 +2,8 @@
 //
 // The Rust side is `test/conformance/filters`: it does what a script in the request header
 // `x-script` says. Where an exchange waits, it waits at a gate, which another exchange opens:
-// nothing here depends on time. What is posted to the worker is kept in a queue, which the test
-// runs when it likes.
+// nothing here depends on time. What is posted to the worker, by any thread, is kept in a queue,
+// which the test runs when it likes.
 
 #include <deque>
 #include <memory>
@@ -22,8 +22,12 @@
 #include "test/mocks/tracing/mocks.h"
 #include "test/test_common/utility.h"
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "cc/config/factory.h"
 #include "cc/filter/filter.h"
 #include "gmock/gmock.h"
@@ -110,10 +114,15 @@ public:
 
   void destroy() {
     if (filter_ != nullptr) {
-      filter_->onStreamComplete();
-      filter_->onDestroy();
+      end();
       filter_.reset();
     }
+  }
+
+  // The stream ends, as it may within any call of the filter's.
+  void end() {
+    filter_->onStreamComplete();
+    filter_->onDestroy();
   }
 
   Http::FilterHeadersStatus request(const std::string& script, bool end_stream = false) {
@@ -189,22 +198,79 @@ public:
   Http::StreamFilterSharedPtr filter_;
 };
 
+// What was posted to a dispatcher.
+class Posted {
+public:
+  void add(Event::PostCb callback) {
+    absl::MutexLock lock(&mutex_);
+    callbacks_.push_back(std::move(callback));
+  }
+
+  size_t size() const {
+    absl::MutexLock lock(&mutex_);
+    return callbacks_.size();
+  }
+  bool empty() const { return size() == 0; }
+
+  // Runs what is there, and what comes of it on this thread.
+  void run() {
+    while (runNext(absl::ZeroDuration())) {
+    }
+  }
+
+  // Runs the next one, also if it is still to come from another thread. False if none does.
+  bool runNext(absl::Duration patience = absl::Seconds(60)) {
+    Event::PostCb callback;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!mutex_.AwaitWithTimeout(absl::Condition(this, &Posted::any), patience)) {
+        return false;
+      }
+      callback = std::move(callbacks_.front());
+      callbacks_.pop_front();
+    }
+    callback();
+    return true;
+  }
+
+private:
+  bool any() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return !callbacks_.empty(); }
+
+  mutable absl::Mutex mutex_;
+  std::deque<Event::PostCb> callbacks_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Of its own accord a config posts, too: its counts, from time to time, and what it finds slow. Not
+// in a test's life.
+constexpr absl::string_view kConformance = R"({"script_header": "x-script",
+    "attache": {"slow_poll_ms": 1e9, "stats": {"interval_ms": 1e9}}})";
+
 class FilterTest : public testing::Test {
 public:
   FilterTest() {
-    ON_CALL(context_.server_factory_context_.thread_local_.dispatcher_, post(_))
-        .WillByDefault(
-            Invoke([this](Event::PostCb callback) { posted_.push_back(std::move(callback)); }));
-    factory_ = load("conformance", R"({"script_header": "x-script"})").value();
+    ON_CALL(worker(), post(_)).WillByDefault(Invoke([this](Event::PostCb callback) {
+      posted_.add(std::move(callback));
+    }));
+    factory_ = load("conformance", kConformance).value();
   }
 
-  absl::StatusOr<Http::FilterFactoryCb> load(const std::string& name, const std::string& json,
+  // Rust's threads may hold wakers for longer than the test lives: from here on they do nothing.
+  ~FilterTest() override { endWorker(); }
+
+  Event::MockDispatcher& worker() {
+    return context_.server_factory_context_.thread_local_.dispatcher_;
+  }
+
+  // The worker's thread goes.
+  void endWorker() { context_.server_factory_context_.thread_local_.shutdownThread_(); }
+
+  absl::StatusOr<Http::FilterFactoryCb> load(const std::string& name, absl::string_view json,
                                              bool fail_open = false) {
     ::attache::v3alpha::Filter config;
     config.set_name(name);
     config.set_fail_open(fail_open);
     Protobuf::StringValue text;
-    text.set_value(json);
+    text.set_value(std::string(json));
     config.mutable_config()->PackFrom(text);
     return filter_factory_.createFilterFactoryFromProto(config, "", context_);
   }
@@ -227,13 +293,12 @@ public:
 
   std::unique_ptr<Stream> stream() { return stream(factory_); }
   std::unique_ptr<Stream> stream(const Http::FilterFactoryCb& factory) {
-    return std::make_unique<Stream>(factory,
-                                    context_.server_factory_context_.thread_local_.dispatcher_);
+    return std::make_unique<Stream>(factory, worker());
   }
 
-  // A gate of this test's own.
-  std::string gate() {
-    return absl::StrCat(testing::UnitTest::GetInstance()->current_test_info()->name());
+  // A gate of this test's own, also if it is run again: gates live as long as the process.
+  std::string gate() const {
+    return absl::StrCat(testing::UnitTest::GetInstance()->current_test_info()->name(), " ", run_);
   }
 
   // Opens a gate, as another exchange on the same worker.
@@ -245,22 +310,20 @@ public:
   }
 
   // Runs what was posted to the worker, and what comes of it.
-  void runPosted() {
-    while (!posted_.empty()) {
-      Event::PostCb callback = std::move(posted_.front());
-      posted_.pop_front();
-      callback();
-    }
-  }
+  void runPosted() { posted_.run(); }
 
   uint64_t counter(const std::string& name) {
     return context_.store_.counterFromString(name).value();
   }
 
   NiceMock<Server::Configuration::MockFactoryContext> context_;
-  std::deque<Event::PostCb> posted_;
+  Posted posted_;
+  const int run_ = ++runs_;
   FilterFactory filter_factory_;
   Http::FilterFactoryCb factory_;
+
+private:
+  static inline int runs_{};
 };
 
 // ---- Headers --------------------------------------------------------------------------------
@@ -375,7 +438,7 @@ TEST_F(FilterTest, AStreamThatGoesWhileItWaitsIsGoneForItsWakes) {
 TEST_F(FilterTest, AWakeAfterTheWorkerHasGoneDoesNothing) {
   auto s = stream();
   s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
-  context_.server_factory_context_.thread_local_.shutdownThread_();
+  endWorker();
   // The exchange that opens it cannot wait either, and does not have to.
   open(gate());
   EXPECT_TRUE(posted_.empty());
@@ -383,37 +446,14 @@ TEST_F(FilterTest, AWakeAfterTheWorkerHasGoneDoesNothing) {
 
 TEST_F(FilterTest, ThreadsWakeAStreamThroughItsWorkerOnly) {
   auto s = stream();
-  absl::Mutex mutex;
-  ON_CALL(context_.server_factory_context_.thread_local_.dispatcher_, post(_))
-      .WillByDefault(Invoke([&](Event::PostCb callback) {
-        absl::MutexLock lock(&mutex);
-        posted_.push_back(std::move(callback));
-      }));
   EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
             s->request(R"({"flavour": "thread", "steps": ["wait"]})", true));
   bool gone_on = false;
   EXPECT_CALL(s->decoder_, continueDecoding()).WillOnce(Invoke([&] { gone_on = true; }));
   // Woken by a task and by a blocking thread, one after the other.
   while (!gone_on) {
-    Event::PostCb callback;
-    {
-      absl::MutexLock lock(&mutex);
-      const auto any = [this] { return !posted_.empty(); };
-      ASSERT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&any), absl::Seconds(60)));
-      callback = std::move(posted_.front());
-      posted_.pop_front();
-    }
-    callback();
+    ASSERT_TRUE(posted_.runNext());
   }
-}
-
-TEST_F(FilterTest, AWakeWhoseWorkerHasGoneIsPostedNowhere) {
-  auto s = stream();
-  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"), true);
-  context_.server_factory_context_.thread_local_.shutdownThread();
-  open(gate());
-  EXPECT_TRUE(posted_.empty());
-  s->destroy();
 }
 
 TEST_F(FilterTest, AWakeThatComesAfterItsStreamDoesNothing) {
@@ -657,13 +697,57 @@ TEST_F(FilterTest, AnErrorAfterTheHeadersHaveGoneResetsTheStream) {
   auto s = stream();
   s->request(R"({"steps": ["run", {"pipe": [{"copy_some": 1}, {"error": 500}]}]})", true);
   EXPECT_CALL(s->decoder_, resetStream(Http::StreamResetReason::LocalReset, _))
-      .WillOnce(Invoke([&] {
-        // Envoy may end the stream within the call.
-        s->filter_->onStreamComplete();
-        s->filter_->onDestroy();
-      }));
+      .WillOnce(Invoke([&] { s->end(); }));
   s->response();
   EXPECT_EQ(Http::FilterDataStatus::StopIterationNoBuffer, s->responseData("body"));
+  s->filter_.reset();
+}
+
+TEST_F(FilterTest, AReplyMayEndTheStreamWithinItsCall) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_, sendLocalReply(Http::Code::Forbidden, _, _, _, _)).WillOnce(Invoke([&] {
+    s->end();
+  }));
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
+            s->request(R"({"steps": [{"reply": {"status": 403}}]})"));
+  s->filter_.reset();
+}
+
+TEST_F(FilterTest, AStreamThatEndsWithinAContinueGetsNoBody) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": [{"gate": ")", gate(), R"("}]})"));
+  s->requestData("body");
+  EXPECT_CALL(s->decoder_, continueDecoding()).WillOnce(Invoke([&] { s->destroy(); }));
+  EXPECT_CALL(s->decoder_, injectDecodedDataToFilterChain(_, _)).Times(0);
+  open(gate());
+  runPosted();
+  EXPECT_EQ(nullptr, s->filter_);
+}
+
+TEST_F(FilterTest, AStreamThatEndsWithinAnInjectionGetsNoTrailers) {
+  auto s = stream();
+  s->request(absl::StrCat(R"({"steps": ["run", {"pipe": ["copy", {"gate": ")", gate(),
+                          R"("}, {"write": "more"}]}]})"),
+             true);
+  s->response();
+  s->responseData("body");
+  EXPECT_EQ(Http::FilterTrailersStatus::StopIteration, s->responseTrailers());
+  EXPECT_CALL(s->encoder_, injectEncodedDataToFilterChain(_, false)).WillOnce(Invoke([&] {
+    s->destroy();
+  }));
+  EXPECT_CALL(s->encoder_, continueEncoding()).Times(0);
+  open(gate());
+  runPosted();
+  EXPECT_EQ(nullptr, s->filter_);
+}
+
+TEST_F(FilterTest, AStreamThatEndsWithinAStreamedReplyGetsNoMoreOfIt) {
+  auto s = stream();
+  EXPECT_CALL(s->decoder_, encodeHeaders_(_, false)).WillOnce(Invoke([&] { s->end(); }));
+  EXPECT_CALL(s->decoder_, encodeData(_, _)).Times(0);
+  EXPECT_EQ(Http::FilterHeadersStatus::StopIteration,
+            s->request(R"({"steps": [{"reply": {"status": 200, "chunks": ["a", "b"]}}]})", true));
+  runPosted();
   s->filter_.reset();
 }
 
@@ -687,7 +771,7 @@ TEST_F(FilterTest, AResponseToARequestThatNeverCamePasses) {
 }
 
 TEST_F(FilterTest, AFilterThatFailsOpenLetsTheExchangePass) {
-  factory_ = load("conformance", R"({"script_header": "x-script"})", true).value();
+  factory_ = load("conformance", kConformance, /*fail_open=*/true).value();
   auto s = stream();
   EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request(R"({"steps": ["panic"]})", true));
   EXPECT_EQ(1, counter("attache.conformance.panics"));
@@ -787,9 +871,9 @@ TEST_F(FilterTest, FilterStateThatIsTakenIsRefused) {
       {"ask": ["object", "o"]}, {"ask": ["share", "us"]}, {"ask": ["shared"]}, "run"]})",
              true);
   s->response(true);
-  EXPECT_THAT(s->saw(), testing::ElementsAre("read only", "Refused", "ok", "ok", "Refused", "ok", "ok",
-                                             "Refused", "e", "Refused", "ok", "Refused", "mine",
-                                             "none", "us"));
+  EXPECT_THAT(s->saw(), testing::ElementsAre("read only", "Refused", "ok", "ok", "Refused", "ok",
+                                             "ok", "Refused", "e", "Refused", "ok", "Refused",
+                                             "mine", "none", "us"));
   EXPECT_EQ("b", state->getDataReadOnly<Router::StringAccessor>("ours")->asString());
   EXPECT_EQ(1, state->objectsSharedWithUpstreamConnection()->size());
 }
@@ -817,8 +901,7 @@ TEST_F(FilterTest, AResetHasItsReason) {
   EXPECT_CALL(s->decoder_, resetStream(Http::StreamResetReason::LocalRefusedStreamReset,
                                        absl::string_view("attache.conformance.no_more")));
   s->request(R"({"steps": [{"reset": {"details": "no_more", "refused": true}}]})", true);
-  EXPECT_EQ("attache.conformance.no_more",
-            s->decoder_.stream_info_.response_code_details_.value());
+  EXPECT_EQ("attache.conformance.no_more", s->decoder_.stream_info_.response_code_details_.value());
 }
 
 TEST_F(FilterTest, AStreamStartsAgainWithTheBodyThatIsHeld) {
@@ -866,14 +949,36 @@ TEST_F(FilterTest, AReplyByAnEarlierFilterIsChangedByOneThatNeverSawTheRequest) 
   EXPECT_EQ("us", s->response_.get_("x-by"));
 }
 
+// The filter waits for a timer and for other threads between its spans.
 TEST_F(FilterTest, SpansOfRustAreChildrenOfTheStreams) {
   auto s = stream(load("traced", "").value());
-  auto* child = new NiceMock<Tracing::MockSpan>();
-  EXPECT_CALL(s->decoder_.active_span_, spawnChild_(_, "look up", _)).WillOnce(Return(child));
-  EXPECT_CALL(s->decoder_.active_span_,
-              setTag(absl::string_view("tenant"), absl::string_view("acme")));
-  EXPECT_CALL(*child, finishSpan());
-  s->request("", true);
+  auto& of_stream = s->decoder_.active_span_;
+  auto* look_up = new NiceMock<Tracing::MockSpan>();
+  auto* query = new NiceMock<Tracing::MockSpan>();
+  auto* left_open = new NiceMock<Tracing::MockSpan>();
+  bool over = false;
+  EXPECT_CALL(of_stream, setTag(absl::string_view("tenant"), absl::string_view("acme")));
+  EXPECT_CALL(of_stream, spawnChild_(_, "look up", _)).WillOnce(Return(look_up));
+  EXPECT_CALL(*look_up, spawnChild_(_, "query", _)).WillOnce(Return(query));
+  EXPECT_CALL(*query, log(_, HasSubstr("said after a wait")));
+  EXPECT_CALL(*query, log(_, HasSubstr("said in a query")));
+  EXPECT_CALL(of_stream, log(_, HasSubstr("said outside of spans")));
+  EXPECT_CALL(of_stream, spawnChild_(_, "left open", _)).WillOnce(Return(left_open));
+  {
+    testing::InSequence inside_out;
+    EXPECT_CALL(*query, finishSpan());
+    EXPECT_CALL(*look_up, finishSpan());
+    EXPECT_CALL(*left_open, finishSpan()).WillOnce(Invoke([&] { EXPECT_TRUE(over); }));
+  }
+  bool gone_on = false;
+  ON_CALL(s->decoder_, continueDecoding()).WillByDefault(Invoke([&] { gone_on = true; }));
+  gone_on = s->request("", true) == Http::FilterHeadersStatus::Continue;
+  while (!gone_on) {
+    ASSERT_TRUE(posted_.runNext());
+  }
+  over = true;
+  s->destroy();
+  testing::Mock::VerifyAndClearExpectations(&of_stream);
 }
 
 // ---- Configs --------------------------------------------------------------------------------
@@ -914,7 +1019,7 @@ TEST_F(FilterTest, ItIsAFilterOfClustersToo) {
   ::attache::v3alpha::Filter config;
   config.set_name("conformance");
   Protobuf::StringValue text;
-  text.set_value(R"({"script_header": "x-script"})");
+  text.set_value(std::string(kConformance));
   config.mutable_config()->PackFrom(text);
   UpstreamFilterFactory factory;
   EXPECT_TRUE(factory.createFilterFactoryFromProto(config, "", upstream).ok());

@@ -92,10 +92,10 @@ public:
     client->close();
   }
 
-  // One that no other test of this process opens.
-  std::string gate(int number = 0) {
+  // One that no other test of this process opens, nor this one when it runs again.
+  std::string gate(int number = 0) const {
     const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    return absl::StrCat(test->test_suite_name(), ".", test->name(), ".", number);
+    return absl::StrCat(test->test_suite_name(), ".", test->name(), ".", run_, ".", number);
   }
 
   void send(Http::RequestEncoder& encoder, const std::string& text, bool end_stream) {
@@ -118,6 +118,10 @@ public:
     const auto values = upstream_request_->headers().get(Http::LowerCaseString(name));
     return values.empty() ? "" : std::string(values[0]->value().getStringView());
   }
+
+private:
+  static inline int runs_{};
+  const int run_ = ++runs_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Protocols, FlowTest,

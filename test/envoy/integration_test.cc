@@ -3,6 +3,7 @@
 // The filter is `test/conformance/filters`, which does what a script in a request header says. Its
 // threads really wake the worker.
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -11,6 +12,7 @@
 #include "test/integration/http_integration.h"
 #include "test/test_common/utility.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "contrib/api/attache/v3alpha/attache.pb.h"
 #include "gtest/gtest.h"
@@ -76,18 +78,44 @@ public:
   // Opens a gate, on a connection of its own.
   void open(const std::string& gate) {
     IntegrationCodecClientPtr client = makeHttpConnection(lookupPort("http"));
-    Http::TestRequestHeaderMapImpl headers{default_request_headers_};
-    headers.setCopy(Http::LowerCaseString("x-open"), gate);
-    auto response = client->makeHeaderOnlyRequest(headers);
-    ASSERT_TRUE(response->waitForEndStream());
+    openOn(*client, gate);
     client->close();
   }
 
-  // One that no other test of this process opens.
-  std::string gate() {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    return absl::StrCat(test->test_suite_name(), ".", test->name());
+  void openOn(IntegrationCodecClient& client, const std::string& gate) {
+    Http::TestRequestHeaderMapImpl headers{default_request_headers_};
+    headers.setCopy(Http::LowerCaseString("x-open"), gate);
+    auto response = client.makeHeaderOnlyRequest(headers);
+    ASSERT_TRUE(response->waitForEndStream());
   }
+
+  // One that no other test of this process opens, nor this one when it runs again.
+  std::string gate() const {
+    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    return absl::StrCat(test->test_suite_name(), ".", test->name(), ".", run_);
+  }
+
+  // Responses that have no body, whatever the filter makes of it; the connection goes on.
+  void answersWithoutABody(bool downstream);
+  // Both ways at once, once the upstream has agreed.
+  void tunnel(Http::TestRequestHeaderMapImpl headers, Http::TestResponseHeaderMapImpl answer);
+  void allowConnect();
+  void websocket(bool downstream);
+  void informational(bool downstream);
+
+  // By LDS.
+  void removeListeners() {
+    ConfigHelper without(version_, config_helper_.bootstrap());
+    without.addConfigModifier([](envoy::config::bootstrap::v3::Bootstrap& bootstrap) {
+      bootstrap.mutable_static_resources()->clear_listeners();
+    });
+    without.setLds("1");
+    test_server_->waitForCounterEq("listener_manager.listener_removed", 1);
+  }
+
+private:
+  static inline int runs_{};
+  const int run_ = ++runs_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Protocols, IntegrationTest,
@@ -208,16 +236,251 @@ TEST_P(IntegrationTest, IsAFilterOfAClusterToo) {
   EXPECT_EQ("BODY", response->body());
 }
 
-TEST_P(IntegrationTest, InformationalHeadersPass) {
+// ---- Messages of other shapes ---------------------------------------------------------------
+
+void IntegrationTest::answersWithoutABody(bool downstream) {
+  start(downstream);
+  struct Case {
+    const char* method;
+    const char* status;
+    const char* script;
+  };
+  for (const auto& [method, status, script] : {
+           Case{"HEAD", "200", "{}"},
+           Case{"HEAD", "200", R"({"steps": ["run", {"map": "double"}]})"},
+           Case{"HEAD", "200", R"({"flavour": "thread", "steps": ["run", "wait", {"body": "n"}]})"},
+           Case{"GET", "204", R"({"steps": ["run", {"map": "double"}]})"},
+           Case{"GET", "204", R"({"flavour": "thread", "steps": ["run", "wait", {"body": "n"}]})"},
+           Case{"GET", "304", R"({"steps": ["run", {"map": "double"}]})"},
+           Case{"GET", "304", R"({"flavour": "thread", "steps": ["run", "wait", {"body": "n"}]})"},
+       }) {
+    SCOPED_TRACE(absl::StrCat(method, " ", status, " ", script));
+    auto headers = request(script);
+    headers.setMethod(method);
+    auto response = codec_client_->makeHeaderOnlyRequest(headers);
+    waitForNextUpstreamRequest();
+    EXPECT_EQ(method, upstream_request_->headers().getMethodValue());
+    Http::TestResponseHeaderMapImpl answer{{":status", status}};
+    if (headers.getMethodValue() == "HEAD") {
+      answer.setContentLength(7);
+    }
+    upstream_request_->encodeHeaders(answer, true);
+    ASSERT_TRUE(response->waitForEndStream());
+    EXPECT_TRUE(response->complete());
+    EXPECT_EQ(status, response->headers().getStatusValue());
+    EXPECT_EQ("", response->body());
+  }
+  EXPECT_TRUE(codec_client_->connected());
+}
+
+TEST_P(IntegrationTest, AnswersWithoutABody) { answersWithoutABody(/*downstream=*/true); }
+
+TEST_P(IntegrationTest, AnswersWithoutABodyAsAFilterOfACluster) {
+  answersWithoutABody(/*downstream=*/false);
+}
+
+void IntegrationTest::allowConnect() {
+  if (GetParam() != Http::CodecType::HTTP2) {
+    return;
+  }
+  config_helper_.addConfigModifier([](envoy::config::bootstrap::v3::Bootstrap& bootstrap) {
+    ConfigHelper::HttpProtocolOptions options;
+    options.mutable_explicit_http_config()->mutable_http2_protocol_options()->set_allow_connect(
+        true);
+    ConfigHelper::setProtocolOptions(*bootstrap.mutable_static_resources()->mutable_clusters(0),
+                                     options);
+  });
+  config_helper_.addConfigModifier([](HttpConnectionManager& manager) {
+    manager.mutable_http2_protocol_options()->set_allow_connect(true);
+  });
+}
+
+void IntegrationTest::tunnel(Http::TestRequestHeaderMapImpl headers,
+                             Http::TestResponseHeaderMapImpl answer) {
+  headers.setCopy(Http::LowerCaseString("x-script"),
+                  R"({"flavour": "thread", "steps": ["wait", {"headers": [{"set": ["x-up", )"
+                  R"("1"]}]}, {"map": "upper"}, "run", "wait", {"map": "double"}]})");
+  auto [encoder, response] = codec_client_->startRequest(headers);
+  ASSERT_TRUE(fake_upstreams_[0]->waitForHttpConnection(*dispatcher_, fake_upstream_connection_));
+  ASSERT_TRUE(fake_upstream_connection_->waitForNewStream(*dispatcher_, upstream_request_));
+  ASSERT_TRUE(upstream_request_->waitForHeadersComplete());
+  EXPECT_FALSE(upstream_request_->headers().get(Http::LowerCaseString("x-up")).empty());
+  upstream_request_->encodeHeaders(answer, false);
+  response->waitForHeaders();
+  EXPECT_EQ(answer.getStatusValue(), response->headers().getStatusValue());
+  for (int turn = 1; turn <= 3; ++turn) {
+    codec_client_->sendData(encoder, "ping", false);
+    ASSERT_TRUE(upstream_request_->waitForData(*dispatcher_, 4 * turn));
+    Buffer::OwnedImpl pong("pong");
+    upstream_request_->encodeData(pong, false);
+    response->waitForBodyData(8 * turn);
+  }
+  EXPECT_EQ("PINGPINGPING", upstream_request_->body().toString());
+  EXPECT_EQ("ppoonnggppoonnggppoonngg", response->body());
+  codec_client_->close();
+  if (GetParam() == Http::CodecType::HTTP1) {
+    ASSERT_TRUE(fake_upstream_connection_->waitForDisconnect());
+  } else {
+    ASSERT_TRUE(upstream_request_->waitForReset());
+  }
+}
+
+TEST_P(IntegrationTest, ATunnelGoesBothWays) {
+  config_helper_.addConfigModifier([](HttpConnectionManager& manager) {
+    ConfigHelper::setConnectConfig(manager, false, false);
+  });
+  allowConnect();
+  start();
+  tunnel({{":method", "CONNECT"}, {":authority", "host.example:80"}}, default_response_headers_);
+  test_server_->waitForGaugeEq("conformance.live", 0);
+}
+
+void IntegrationTest::websocket(bool downstream) {
+  config_helper_.addConfigModifier([](HttpConnectionManager& manager) {
+    manager.add_upgrade_configs()->set_upgrade_type("websocket");
+  });
+  allowConnect();
+  start(downstream);
+  tunnel({{":method", "GET"},
+          {":path", "/chat"},
+          {":scheme", "http"},
+          {":authority", "host.example"},
+          {"connection", "upgrade"},
+          {"upgrade", "websocket"}},
+         {{":status", "101"}, {"connection", "upgrade"}, {"upgrade", "websocket"}});
+}
+
+TEST_P(IntegrationTest, AWebsocketGoesBothWays) { websocket(/*downstream=*/true); }
+
+TEST_P(IntegrationTest, AWebsocketGoesBothWaysThroughAFilterOfACluster) {
+  websocket(/*downstream=*/false);
+}
+
+// While the filter waits for the response.
+void IntegrationTest::informational(bool downstream) {
   config_helper_.addConfigModifier(
       [](HttpConnectionManager& manager) { manager.set_proxy_100_continue(true); });
+  start(downstream);
+  for (const char* script :
+       {"{}", R"({"flavour": "thread", "steps": ["wait", "run", "wait", {"map": "upper"}]})"}) {
+    auto response = codec_client_->makeHeaderOnlyRequest(request(script));
+    waitForNextUpstreamRequest();
+    upstream_request_->encode1xxHeaders(Http::TestResponseHeaderMapImpl{{":status", "100"}});
+    response->waitFor1xxHeaders();
+    upstream_request_->encodeHeaders(default_response_headers_, true);
+    ASSERT_TRUE(response->waitForEndStream());
+    EXPECT_EQ("200", response->headers().getStatusValue());
+  }
+}
+
+TEST_P(IntegrationTest, InformationalHeadersPass) { informational(/*downstream=*/true); }
+
+TEST_P(IntegrationTest, InformationalHeadersPassAFilterOfACluster) {
+  informational(/*downstream=*/false);
+}
+
+// ---- The end of a stream within a call of the filter's -----------------------------------------
+
+TEST_P(IntegrationTest, AResetMayComeAtAnyPlace) {
   start();
-  auto response = codec_client_->makeHeaderOnlyRequest(request("{}"));
+  const std::string reset = R"({"reset": {"details": "no_more"}})";
+  for (const std::string& steps :
+       {reset, R"("wait", )" + reset, R"("run", )" + reset, R"("run", "wait", )" + reset,
+        std::string(R"("run", {"pipe": [{"copy_some": 1}, {"error": 500}]})"),
+        std::string(R"("run", {"pipe": ["wait", {"copy_some": 1}, {"error": 500}]})")}) {
+    SCOPED_TRACE(steps);
+    IntegrationCodecClientPtr client = makeHttpConnection(lookupPort("http"));
+    auto response = client->makeHeaderOnlyRequest(
+        request(absl::StrCat(R"({"flavour": "thread", "steps": [)", steps, "]})")));
+    if (absl::StrContains(steps, "run")) {
+      waitForNextUpstreamRequest();
+      upstream_request_->encodeHeaders(default_response_headers_, false);
+      Buffer::OwnedImpl data("body");
+      upstream_request_->encodeData(data, false);
+    }
+    ASSERT_TRUE(response->waitForAnyTermination());
+    EXPECT_FALSE(response->complete() && response->headers().getStatusValue() == "200");
+    client->close();
+    if (fake_upstream_connection_ != nullptr) {
+      ASSERT_TRUE(fake_upstream_connection_->close());
+      ASSERT_TRUE(fake_upstream_connection_->waitForDisconnect());
+      fake_upstream_connection_.reset();
+    }
+    test_server_->waitForGaugeEq("cluster.cluster_0.upstream_cx_active", 0);
+    test_server_->waitForGaugeEq("conformance.live", 0);
+  }
+  EXPECT_EQ("200", exchange("{}")->headers().getStatusValue());
+}
+
+// ---- Listeners that go ----------------------------------------------------------------------
+
+TEST_P(IntegrationTest, AListenerThatIsRemovedEndsWhatStillWaits) {
+  start();
+  auto response =
+      codec_client_->makeHeaderOnlyRequest(request(R"({"steps": ["mark", "forever"]})"));
+  test_server_->waitForCounterEq("conformance.marks", 1);
+  removeListeners();
+  ASSERT_TRUE(codec_client_->waitForDisconnect());
+  // With the filter and its config.
+  test_server_->waitForGaugeEq("listener_manager.total_listeners_draining", 0);
+}
+
+TEST_P(IntegrationTest, AListenerThatDrainsLetsWhatWaitsGoOn) {
+  drain_time_ = std::chrono::hours(1);
+  start();
+  const std::string mine = gate();
+  auto response = codec_client_->makeHeaderOnlyRequest(
+      request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
+  IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
+  test_server_->waitForCounterEq("conformance.marks", 1);
+  removeListeners();
+  openOn(*other, mine);
   waitForNextUpstreamRequest();
-  upstream_request_->encode1xxHeaders(Http::TestResponseHeaderMapImpl{{":status", "100"}});
-  response->waitFor1xxHeaders();
   upstream_request_->encodeHeaders(default_response_headers_, true);
   ASSERT_TRUE(response->waitForEndStream());
+  EXPECT_EQ("200", response->headers().getStatusValue());
+  other->close();
+}
+
+TEST_P(IntegrationTest, AnEnvoyThatDrainsLetsWhatWaitsGoOn) {
+  drain_time_ = std::chrono::hours(1);
+  drain_strategy_ = Server::DrainStrategy::Immediate;
+  start();
+  const std::string mine = gate();
+  auto response = codec_client_->makeHeaderOnlyRequest(
+      request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
+  IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
+  test_server_->waitForCounterEq("conformance.marks", 1);
+  const BufferingStreamDecoderPtr drained = IntegrationUtil::makeSingleRequest(
+      lookupPort("admin"), "POST", "/drain_listeners?graceful", "", GetParam(), version_);
+  EXPECT_EQ("200", drained->headers().getStatusValue());
+  openOn(*other, mine);
+  waitForNextUpstreamRequest();
+  upstream_request_->encodeHeaders(default_response_headers_, true);
+  ASSERT_TRUE(response->waitForEndStream());
+  EXPECT_EQ("200", response->headers().getStatusValue());
+  // The connection ends with it.
+  ASSERT_TRUE(codec_client_->waitForDisconnect());
+  other->close();
+}
+
+TEST_P(IntegrationTest, AnEnvoyThatListensNoMoreLetsWhatWaitsGoOn) {
+  start();
+  const std::string mine = gate();
+  auto response = codec_client_->makeHeaderOnlyRequest(
+      request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
+  IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
+  test_server_->waitForCounterEq("conformance.marks", 1);
+  const BufferingStreamDecoderPtr drained = IntegrationUtil::makeSingleRequest(
+      lookupPort("admin"), "POST", "/drain_listeners", "", GetParam(), version_);
+  EXPECT_EQ("200", drained->headers().getStatusValue());
+  test_server_->waitForCounterEq("listener_manager.listener_stopped", 1);
+  openOn(*other, mine);
+  waitForNextUpstreamRequest();
+  upstream_request_->encodeHeaders(default_response_headers_, true);
+  ASSERT_TRUE(response->waitForEndStream());
+  EXPECT_EQ("200", response->headers().getStatusValue());
+  other->close();
 }
 
 } // namespace
