@@ -40,6 +40,7 @@ test-bridge: tools ## test the bridge between C++ and Rust under sanitizers; see
 lint: tools ## check formatting, clippy, docs (warnings denied) and the lock for Bazel
 	@test/need rustfmt cargo-clippy
 	cargo fmt --all --check
+	test/cxx-format
 	bazel/check-crates
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
@@ -82,6 +83,7 @@ doc: tools ## build the API docs and say where they are
 
 fmt: tools ## format all code
 	cargo fmt --all
+	test/cxx-format --write
 
 clean: ## remove what was built; the fetched Envoys in .envoy stay
 	cargo clean

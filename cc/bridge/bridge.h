@@ -1,5 +1,5 @@
-// All of the bridge: the classes that C++ implements for Rust, and the functions and types of Rust's
-// (generated from rust/attache-cxx/src/bridge.rs, where each is explained).
+// All of the bridge: the classes that C++ implements for Rust, and the functions and types of
+// Rust's (generated from rust/attache-cxx/src/bridge.rs, where each is explained).
 #pragma once
 
 #include "cc/bridge/cluster_calls.h"

@@ -18,11 +18,10 @@
 #include <cstdint>
 #include <memory>
 
-#include "rust/cxx.h"
-
 #include "cc/bridge/cluster_calls.h"
 #include "cc/bridge/notifier.h"
 #include "cc/bridge/runtime_flags.h"
+#include "rust/cxx.h"
 
 namespace attache {
 namespace bridge {

@@ -1,8 +1,8 @@
 // A span of Envoy's tracer: the one of a stream, or a child that was made of it.
 //
 // Rust owns it. It uses and deletes it on the stream's worker, before `onDestroy` has returned; a
-// child is finished when it is deleted. Texts that are passed are valid during the call. What is asked
-// for is empty where the tracer has none. Nothing throws.
+// child is finished when it is deleted. Texts that are passed are valid during the call. What is
+// asked for is empty where the tracer has none. Nothing throws.
 #pragma once
 
 #include <memory>
@@ -26,8 +26,8 @@ public:
   // The trace's id and its own, in hex.
   virtual rust::String traceId() noexcept = 0;
   virtual rust::String spanId() noexcept = 0;
-  // The headers that the tracer gives to a request which is a part of this span: names, each with its
-  // value behind it.
+  // The headers that the tracer gives to a request which is a part of this span: names, each with
+  // its value behind it.
   virtual rust::Vec<rust::String> headers() noexcept = 0;
   // A value that travels with the trace.
   virtual rust::String baggage(rust::Str key) noexcept = 0;

@@ -27,11 +27,10 @@
 #include <cstdint>
 #include <memory>
 
-#include "rust/cxx.h"
-
 #include "cc/bridge/notifier.h"
 #include "cc/bridge/span.h"
 #include "cc/bridge/stream_facts.h"
+#include "rust/cxx.h"
 
 namespace attache {
 namespace bridge {
@@ -98,8 +97,8 @@ public:
   virtual bool othersHold(Direction direction) const noexcept = 0;
 
   // Tells the later filters of this stream that the end of a message is kept back here, or not any
-  // more: in the dynamic metadata, where filters of a stock module look (namespace "attache", number
-  // "request_end_kept" or "response_end_kept").
+  // more: in the dynamic metadata, where filters of a stock module look (namespace "attache",
+  // number "request_end_kept" or "response_end_kept").
   virtual void keepEnd(Direction direction, bool kept) noexcept = 0;
 
   // Whether an earlier filter of a stock module has said so; what a filter of this host has said
@@ -109,17 +108,17 @@ public:
   // Gives a message that has come without trailers an empty map of them, to be filled before it
   // goes. Returns whether it is there now. Called once, within the event that brings the end of the
   // message. `now`: the event is onData, will answer Continue in a direction that is not stopped,
-  // and has the whole output in its frame. Otherwise it will answer Stop, and the trailers go with a
-  // later resume; where Envoy has no way for that (a request in onData) the answer is false.
+  // and has the whole output in its frame. Otherwise it will answer Stop, and the trailers go with
+  // a later resume; where Envoy has no way for that (a request in onData) the answer is false.
   virtual bool addTrailers(Direction direction, bool now) noexcept = 0;
 
   // ---- What runs other events ------------------------------------------------------------------
 
   // Lets a stopped direction go on: held headers first, then the buffer, then the end or the
-  // trailers if they have come. Never within an event of the same direction, once for each stop, and
-  // not after the end was injected. With headers held and the end in them, this continues; with the
-  // end in data, it injects the buffer with the end and does not continue; otherwise it injects the
-  // buffer, if it has any bytes, and then continues if the stream is still there.
+  // trailers if they have come. Never within an event of the same direction, once for each stop,
+  // and not after the end was injected. With headers held and the end in them, this continues; with
+  // the end in data, it injects the buffer with the end and does not continue; otherwise it injects
+  // the buffer, if it has any bytes, and then continues if the stream is still there.
   virtual void resume(Direction direction) noexcept = 0;
 
   // Sends body bytes to the next filter, past the buffer, which is input and stays. Held headers go
@@ -147,8 +146,8 @@ public:
 
   // ---- What is around the messages -------------------------------------------------------------
 
-  // Made when it is first asked for; it stays until `onDestroy`. Null: there is nothing of the kind.
-  // Views stay valid.
+  // Made when it is first asked for; it stays until `onDestroy`. Null: there is nothing of the
+  // kind. Views stay valid.
   virtual StreamFacts* facts() noexcept { return nullptr; }
 
   // The stream's own tracing span; null if it is not traced. Called at most once.
@@ -160,8 +159,8 @@ public:
   // the call is over or reset; a call that fails within startCall is not reported at all. Calls end
   // with the stream: after onDestroy nothing is reported.
 
-  // Starts a call; `headers` are all of them. `timeout_ms` is how long the response may take once the
-  // request has ended; 0 means for ever. Gives the call an id if it answers Started.
+  // Starts a call; `headers` are all of them. `timeout_ms` is how long the response may take once
+  // the request has ended; 0 means for ever. Gives the call an id if it answers Started.
   virtual CallStart startCall(rust::Str cluster, rust::Slice<const HeaderView> headers,
                               rust::Slice<const std::uint8_t> body, bool end_stream,
                               std::uint64_t timeout_ms, std::uint64_t& id) noexcept = 0;
@@ -185,8 +184,8 @@ public:
   // A handle that wakes this stream. Called at most once.
   virtual std::unique_ptr<Notifier> makeNotifier() noexcept = 0;
 
-  // Adds the per-route configs of this filter: those of all levels, the most general first. They stay
-  // until the host is called again.
+  // Adds the per-route configs of this filter: those of all levels, the most general first. They
+  // stay until the host is called again.
   virtual void routeConfigs(RouteLevels& levels) const noexcept = 0;
 
   // What Envoy's log calls this stream.

@@ -160,8 +160,9 @@ bool tellUpstream(OptRef<const StreamInfo::UpstreamInfo> upstream, FactId id, Fa
   case FactId::UpstreamTransportFailureReason:
     return with([&](const auto& info) { tellText(info.upstreamTransportFailureReason(), sink); });
   case FactId::UpstreamCxPoolReadyDuration:
-    return with(
-        [&](const auto& info) { tell(info.upstreamTiming().connectionPoolCallbackLatency(), sink); });
+    return with([&](const auto& info) {
+      tell(info.upstreamTiming().connectionPoolCallbackLatency(), sink);
+    });
   case FactId::UpstreamConnectionId:
     return with([&](const auto& info) {
       if (info.upstreamConnectionId().has_value()) {
@@ -517,8 +518,7 @@ Changed Facts::setFilterState(rust::Str key, rust::Slice<const std::uint8_t> val
   return setState(*info().filterState(), view(key), view(value), life_span, sharing);
 }
 
-Changed Facts::setTypedFilterState(rust::Str key,
-                                   rust::Slice<const std::uint8_t> value) noexcept {
+Changed Facts::setTypedFilterState(rust::Str key, rust::Slice<const std::uint8_t> value) noexcept {
   return setTypedState(*info().filterState(), view(key), view(value));
 }
 

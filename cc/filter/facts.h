@@ -22,7 +22,8 @@ public:
       : callbacks_(callbacks), config_(config), recreate_(std::move(recreate)) {}
 
   // attache::bridge::StreamFacts
-  bool fact(::attache::bridge::FactId id, ::attache::bridge::FactSink& sink) const noexcept override;
+  bool fact(::attache::bridge::FactId id,
+            ::attache::bridge::FactSink& sink) const noexcept override;
   bool tls(bool upstream, ::attache::bridge::TlsFact fact,
            ::attache::bridge::FactSink& sink) const noexcept override;
   void metadata(::attache::bridge::MetadataSource source, rust::Str name_space, rust::Str key,
@@ -53,9 +54,8 @@ private:
   StreamInfo::StreamInfo& info() const { return callbacks_.streamInfo(); }
   void hosts(::attache::bridge::FactId which, ::attache::bridge::FactSink& sink) const;
   // The metadata of something, if there is any, and the object that it belongs to.
-  void withMetadata(
-      ::attache::bridge::MetadataSource source,
-      const std::function<void(const envoy::config::core::v3::Metadata&)>& use) const;
+  void withMetadata(::attache::bridge::MetadataSource source,
+                    const std::function<void(const envoy::config::core::v3::Metadata&)>& use) const;
 
   Http::StreamDecoderFilterCallbacks& callbacks_;
   const FilterConfig& config_;

@@ -585,7 +585,8 @@ bridge::StreamFacts* Filter::facts() noexcept {
 }
 
 std::unique_ptr<bridge::Span> Filter::span() noexcept {
-  return bridgeSpan(decoder_callbacks_->activeSpan(), decoder_callbacks_->dispatcher().timeSource());
+  return bridgeSpan(decoder_callbacks_->activeSpan(),
+                    decoder_callbacks_->dispatcher().timeSource());
 }
 
 // Envoy takes the body of the new stream from its own buffer.

@@ -160,8 +160,8 @@ private:
 
   Buffer::Instance& held(Side& side, ::attache::bridge::Direction direction);
   void addToSharedBuffer(::attache::bridge::Direction direction, Buffer::InstancePtr data);
-  // Starts the stream again, with the request's body, if there is one, as it is held. False if Envoy
-  // refuses: then nothing has changed.
+  // Starts the stream again, with the request's body, if there is one, as it is held. False if
+  // Envoy refuses: then nothing has changed.
   bool recreate();
   void continueIteration(Side& side, ::attache::bridge::Direction direction);
   void continueWithTrailers(Side& side, ::attache::bridge::Direction direction);

@@ -1,8 +1,8 @@
 // What Rust reads and leaves in Envoy's filter state.
 //
-// Envoy takes it for a bug of the caller's if a key is set again that was set as read-only (up to 1.38),
-// or with another life span; and it does not tell which it was. So what can be set again is what was
-// set from here.
+// Envoy takes it for a bug of the caller's if a key is set again that was set as read-only (up
+// to 1.38), or with another life span; and it does not tell which it was. So what can be set again
+// is what was set from here.
 #pragma once
 
 #include <memory>
@@ -16,8 +16,8 @@
 namespace Envoy {
 namespace Attache {
 
-// Puts an object in, one that can be changed. Up to Envoy 1.38 that has to be said; since 1.39 all of
-// them can.
+// Puts an object in, one that can be changed. Up to Envoy 1.38 that has to be said; since 1.39 all
+// of them can.
 template <class State>
 void putState(State& state, absl::string_view key, std::shared_ptr<typename State::Object> object,
               typename State::LifeSpan life_span = State::LifeSpan::FilterChain,
@@ -35,8 +35,7 @@ void tellState(const StreamInfo::FilterState& state, absl::string_view key, bool
                ::attache::bridge::FactSink& sink);
 
 ::attache::bridge::Changed setState(StreamInfo::FilterState& state, absl::string_view key,
-                                    absl::string_view value,
-                                    ::attache::bridge::LifeSpan life_span,
+                                    absl::string_view value, ::attache::bridge::LifeSpan life_span,
                                     ::attache::bridge::Sharing sharing);
 
 // Through the factory that Envoy has for the key.

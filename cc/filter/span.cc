@@ -73,8 +73,8 @@ private:
 };
 
 std::unique_ptr<bridge::Span> Span::child(rust::Str name) noexcept {
-  Tracing::SpanPtr child = span_.spawnChild(Tracing::EgressConfig::get(), std::string(view(name)),
-                                            time_.systemTime());
+  Tracing::SpanPtr child =
+      span_.spawnChild(Tracing::EgressConfig::get(), std::string(view(name)), time_.systemTime());
   return child == nullptr ? nullptr : std::make_unique<Child>(std::move(child), time_);
 }
 

@@ -1,5 +1,5 @@
-// Views of one language's texts and bytes in the other's types (nothing is copied), times, and header
-// maps made of what Rust gives.
+// Views of one language's texts and bytes in the other's types (nothing is copied), times, and
+// header maps made of what Rust gives.
 #pragma once
 
 #include <chrono>

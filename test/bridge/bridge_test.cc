@@ -12,12 +12,12 @@
 #include <thread>
 #include <vector>
 
-#include "gtest/gtest.h"
-
-#include "cc/bridge/bridge.h"
 #include "test/bridge/config.h"
 #include "test/bridge/stream.h"
 #include "test/bridge/worker.h"
+
+#include "cc/bridge/bridge.h"
+#include "gtest/gtest.h"
 
 namespace attache {
 namespace test {
@@ -144,28 +144,32 @@ TEST_F(BridgeTest, ABadConfigIsRefusedWithTheReason) {
   const auto load = [this](const std::string& name, const std::string& config) {
     return thrown([&] { Config::load(main_, name, config); });
   };
-  EXPECT_EQ(load("brigde", "").rfind("filter `brigde`: config refused: there is no filter of this "
-                                     "name; the module has `api-key`, ",
-                                     0),
+  EXPECT_EQ(load("brigde", "")
+                .rfind("filter `brigde`: config refused: there is no filter of this "
+                       "name; the module has `api-key`, ",
+                       0),
             0);
   EXPECT_EQ(load("hello", R"({"greting": "hi"})"),
             "filter `hello`: config refused: missing field `greeting`");
   EXPECT_EQ(load("hello", R"({"greeting": "hi", "greting": "hi"})"),
             "filter `hello`: config refused: field `greting`: there is no such field; correct its "
             "name or remove it");
-  EXPECT_EQ(load("misbehave", "mode: fine").rfind("filter `misbehave`: config refused: it is not "
-                                                  "JSON",
-                                                  0),
+  EXPECT_EQ(load("misbehave", "mode: fine")
+                .rfind("filter `misbehave`: config refused: it is not "
+                       "JSON",
+                       0),
             0);
   EXPECT_EQ(load("misbehave", R"({"mode": "panics"})"),
             "filter `misbehave`: `Filter::new` panicked: a panic in new");
-  EXPECT_EQ(load("bridge", std::string("\0\xff", 2)).rfind("filter `bridge`: config refused", 0), 0);
+  EXPECT_EQ(load("bridge", std::string("\0\xff", 2)).rfind("filter `bridge`: config refused", 0),
+            0);
 }
 
 TEST_F(BridgeTest, ABadRouteConfigIsRefusedWithTheReason) {
-  EXPECT_EQ(thrown([] { bridge::loadRouteConfig("bridge", slice(R"({"greeting": 3})")); }),
-            "filter `bridge`: per-route config refused: field `greeting`: invalid type: integer `3`, "
-            "expected a string");
+  EXPECT_EQ(
+      thrown([] { bridge::loadRouteConfig("bridge", slice(R"({"greeting": 3})")); }),
+      "filter `bridge`: per-route config refused: field `greeting`: invalid type: integer `3`, "
+      "expected a string");
   EXPECT_NE(thrown([] { bridge::loadRouteConfig("nobody", slice("")); }), "");
 }
 

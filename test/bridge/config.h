@@ -1,5 +1,5 @@
-// A filter config, as Envoy would have it: metrics, calls to clusters, and a main thread that serves
-// it.
+// A filter config, as Envoy would have it: metrics, calls to clusters, and a main thread that
+// serves it.
 #pragma once
 
 #include <atomic>
@@ -11,9 +11,10 @@
 #include <tuple>
 #include <vector>
 
-#include "cc/bridge/bridge.h"
 #include "test/bridge/cluster.h"
 #include "test/bridge/worker.h"
+
+#include "cc/bridge/bridge.h"
 
 namespace attache {
 namespace test {
@@ -99,7 +100,8 @@ public:
   }
 
   void updateMetric(bridge::MetricKind kind, std::size_t id, bridge::MetricOp op,
-                    std::uint64_t value, rust::Slice<const rust::Str> labels) const noexcept override {
+                    std::uint64_t value,
+                    rust::Slice<const rust::Str> labels) const noexcept override {
     const auto& [name, length] = names_[static_cast<std::size_t>(kind)].at(id);
     std::string joined;
     for (const rust::Str label : labels) {

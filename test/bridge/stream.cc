@@ -722,8 +722,7 @@ bridge::CallStart Stream::startCall(rust::Str cluster,
   const bridge::CallStart started = Call::startOf(std::string(cluster));
   if (started == bridge::CallStart::Started) {
     id = ++last_call_;
-    const auto call =
-        std::make_shared<Call>(id, pathOf(headers), worker_.link(), weak_from_this());
+    const auto call = std::make_shared<Call>(id, pathOf(headers), worker_.link(), weak_from_this());
     calls_.add(id, call);
     if (end_stream || body.size() > 0) {
       call->send(text(body), end_stream);
@@ -780,9 +779,8 @@ void Stream::callData(std::uint64_t id, const std::string& data, bool end_stream
 
 void Stream::callTrailers(std::uint64_t id, const HeaderList& trailers) {
   const std::vector<bridge::HeaderView> list = views(trailers);
-  callEvent([&](const bridge::Stream& stream) {
-    stream.onCallTrailers(id, {list.data(), list.size()});
-  });
+  callEvent(
+      [&](const bridge::Stream& stream) { stream.onCallTrailers(id, {list.data(), list.size()}); });
 }
 
 void Stream::callComplete(std::uint64_t id) {

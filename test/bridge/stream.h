@@ -4,8 +4,8 @@
 // wrong thread, after destroy, or where Envoy has no place for it.
 //
 // It is as re-entrant as Envoy is. What the filter lets go reaches the upstream inside the filter's
-// call, and an upstream that answers at once does so in there; a reply that ends the exchange destroys
-// the filter before `sendReply` has returned.
+// call, and an upstream that answers at once does so in there; a reply that ends the exchange
+// destroys the filter before `sendReply` has returned.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,12 @@
 #include <utility>
 #include <vector>
 
-#include "cc/bridge/bridge.h"
 #include "test/bridge/cluster.h"
 #include "test/bridge/config.h"
 #include "test/bridge/facts.h"
 #include "test/bridge/worker.h"
+
+#include "cc/bridge/bridge.h"
 
 namespace attache {
 namespace test {
@@ -151,7 +152,8 @@ public:
   void callDrained(std::uint64_t id) override;
 
 private:
-  // One direction: what the sender has still to send, what the filter has of it, and whom it goes to.
+  // One direction: what the sender has still to send, what the filter has of it, and whom it goes
+  // to.
   struct Side {
     bridge::Direction direction;
     // What is still to come; the headers stay here as the map that the filter sees.

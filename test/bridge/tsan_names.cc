@@ -1,5 +1,5 @@
-// What LLVM's runtime of the thread sanitizer has and GCC's has not: rustc calls these by name, where
-// GCC leaves the plain functions for its runtime to intercept.
+// What LLVM's runtime of the thread sanitizer has and GCC's has not: rustc calls these by name,
+// where GCC leaves the plain functions for its runtime to intercept.
 #include <cstddef>
 #include <cstring>
 
