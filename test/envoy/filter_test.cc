@@ -951,7 +951,8 @@ TEST_F(FilterTest, AReplyByAnEarlierFilterIsChangedByOneThatNeverSawTheRequest) 
 
 // The filter waits for a timer and for other threads between its spans.
 TEST_F(FilterTest, SpansOfRustAreChildrenOfTheStreams) {
-  auto s = stream(load("traced", "").value());
+  // What it finds slow, the runtime would log to the span.
+  auto s = stream(load("traced", R"({"attache": {"slow_poll_ms": 1e9}})").value());
   auto& of_stream = s->decoder_.active_span_;
   auto* look_up = new NiceMock<Tracing::MockSpan>();
   auto* query = new NiceMock<Tracing::MockSpan>();
