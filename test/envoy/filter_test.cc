@@ -30,6 +30,7 @@
 #include "absl/time/time.h"
 #include "cc/config/factory.h"
 #include "cc/filter/filter.h"
+#include "cc/filter/filter_state.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -858,8 +859,7 @@ TEST_F(FilterTest, MetadataIsWrittenWholeAndReadWhole) {
 TEST_F(FilterTest, FilterStateThatIsTakenIsRefused) {
   auto s = stream();
   const auto& state = s->decoder_.stream_info_.filter_state_;
-  state->setData("theirs", std::make_shared<Router::StringAccessorImpl>("read only"),
-                 StreamInfo::FilterState::StateType::ReadOnly);
+  putState(*state, "theirs", std::make_shared<Router::StringAccessorImpl>("another's"));
   s->request(R"({"steps": [{"ask": ["state", "theirs"]}, {"ask": ["set_state", "theirs", "x"]},
       {"ask": ["set_state", "ours", "a"]}, {"ask": ["set_state", "ours", "b"]},
       {"ask": ["set_state_for", "ours", "c", "request", "none"]},
@@ -871,7 +871,7 @@ TEST_F(FilterTest, FilterStateThatIsTakenIsRefused) {
       {"ask": ["object", "o"]}, {"ask": ["share", "us"]}, {"ask": ["shared"]}, "run"]})",
              true);
   s->response(true);
-  EXPECT_THAT(s->saw(), testing::ElementsAre("read only", "Refused", "ok", "ok", "Refused", "ok",
+  EXPECT_THAT(s->saw(), testing::ElementsAre("another's", "Refused", "ok", "ok", "Refused", "ok",
                                              "ok", "Refused", "e", "Refused", "ok", "Refused",
                                              "mine", "none", "us"));
   EXPECT_EQ("b", state->getDataReadOnly<Router::StringAccessor>("ours")->asString());
