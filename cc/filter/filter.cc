@@ -362,6 +362,9 @@ void Filter::addToSharedBuffer(Direction direction, Buffer::InstancePtr data) {
   } else {
     encoder_callbacks_->addEncodedData(*data, true);
   }
+  // In a trailers hook Envoy hands it to the next filters at once: what nobody has taken goes, as
+  // in injectHeld.
+  data->drain(data->length());
 }
 
 void Filter::continueIteration(Side& side, Direction direction) {
