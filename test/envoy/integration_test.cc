@@ -391,7 +391,7 @@ TEST_P(IntegrationTest, AResetMayComeAtAnyPlace) {
     SCOPED_TRACE(steps);
     IntegrationCodecClientPtr client = makeHttpConnection(lookupPort("http"));
     auto response = client->makeHeaderOnlyRequest(
-        request(absl::StrCat(R"({"flavour": "thread", "steps": [)", steps, "]})")));
+        request(absl::StrCat(R"({"flavour": "thread", "steps": [)", steps, "]}")));
     if (absl::StrContains(steps, "run")) {
       waitForNextUpstreamRequest();
       upstream_request_->encodeHeaders(default_response_headers_, false);
