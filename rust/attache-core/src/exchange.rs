@@ -140,13 +140,10 @@ struct RareOfSide {
     on_trailers: Option<TrailersHook>,
     /// Trailers that the pump made.
     out_trailers: Option<Box<HeaderMap>>,
-    /// For how many reasons the next hop is full.
-    full: u32,
 }
 
 impl Unused for RareOfSide {
-    const UNUSED: &'static Self =
-        &RareOfSide { pump: None, on_trailers: None, out_trailers: None, full: 0 };
+    const UNUSED: &'static Self = &RareOfSide { pump: None, on_trailers: None, out_trailers: None };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -671,10 +668,10 @@ impl Inner {
     fn on_watermark(&self, direction: Direction, above: bool) {
         let mut state = self.state.borrow_mut();
         let side = state.side(direction);
-        let rare = &mut side.rare;
-        rare.full = if above { rare.full + 1 } else { rare.full.saturating_sub(1) };
-        let goes_on = !above && rare.full == 0;
-        let pumps = self.any_time && rare.pump.is_some();
+        let flow = &mut side.flow;
+        flow.full = if above { flow.full + 1 } else { flow.full.saturating_sub(1) };
+        let goes_on = !above && flow.full == 0;
+        let pumps = self.any_time && side.rare.pump.is_some();
         let waited = pumps || (direction == Direction::Response && state.rare.reply.is_some());
         drop(state);
         if goes_on && waited {
@@ -948,7 +945,7 @@ impl Inner {
         loop {
             let mut state = self.state.borrow_mut();
             let side = state.side(direction);
-            if !side.flow.wants_output() || (self.any_time && side.rare.full > 0) {
+            if !side.flow.wants_output() || (self.any_time && side.flow.full > 0) {
                 return Ok(());
             }
             let pump = side.rare.used().and_then(|rare| rare.pump.take());
@@ -1018,7 +1015,7 @@ impl Inner {
 
     fn poll_reply(&self, cx: &mut Context<'_>) -> Result<()> {
         let mut state = self.state.borrow_mut();
-        let full = state.response.rare.full > 0;
+        let full = state.response.flow.full > 0;
         let Some(rare) = state.rare.used() else { return Ok(()) };
         let Some(mut reply) = rare.reply.take_if(|reply| !full && !reply.ended) else {
             return Ok(());

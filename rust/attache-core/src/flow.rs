@@ -92,6 +92,8 @@ pub(crate) struct Flow {
     pub(crate) off_record: bool,
     /// It is not stopped without need, so that trailers can still be added.
     pub(crate) keeps_going: bool,
+    /// For how many reasons the next hop is full.
+    pub(crate) full: u32,
     /// Bytes in Envoy's buffer that are ours.
     pub(crate) held: usize,
     /// Input that was taken out of Envoy to make room for output.
@@ -246,6 +248,7 @@ impl Flow {
             end_recorded: false,
             off_record: false,
             keeps_going: false,
+            full: 0,
         }
     }
 
@@ -276,6 +279,7 @@ impl Flow {
             end_recorded,
             off_record,
             keeps_going,
+            full,
             held,
             pending: _,
             out: _,
@@ -297,6 +301,7 @@ impl Flow {
         *end_recorded = false;
         *off_record = false;
         *keeps_going = false;
+        *full = 0;
         *held = 0;
     }
 

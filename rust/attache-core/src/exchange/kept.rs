@@ -347,6 +347,21 @@ mod tests {
     }
 
     #[test]
+    fn a_next_hop_that_was_full_is_nothing_to_drop() {
+        let loaded = loaded();
+        let exchange = Exchange::new(&loaded, Numbered(1, ()));
+        let place = Rc::as_ptr(&exchange.0);
+        assert_eq!(exchange.headers(Direction::Request, true), Verdict::Continue);
+        assert_eq!(exchange.headers(Direction::Response, false), Verdict::Continue);
+        exchange.downstream_watermark(true);
+        exchange.destroy();
+        exchange.retire();
+        let next = Exchange::new(&loaded, Numbered(2, ()));
+        assert_eq!(Rc::as_ptr(&next.0), place);
+        assert_eq!(next.0.state.borrow().response.flow.full, 0, "that was another stream's");
+    }
+
+    #[test]
     fn two_at_once_have_places_of_their_own() {
         let loaded = loaded();
         let outer = Exchange::new(&loaded, Numbered(1, ()));
