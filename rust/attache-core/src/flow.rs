@@ -257,54 +257,6 @@ impl Flow {
         self.pending.is_unused() && self.out.is_unused()
     }
 
-    /// Makes an [empty](Flow::is_empty) one as it was at first, for another message of the same host.
-    /// Every field is named, so that none is forgotten.
-    pub(crate) fn renew(&mut self) {
-        let Flow {
-            mode,
-            hook,
-            started,
-            ended,
-            trailers,
-            released,
-            finished,
-            stopped,
-            any_time: _,
-            reader,
-            taken,
-            end_kept,
-            out_done,
-            added,
-            ends_early,
-            end_recorded,
-            off_record,
-            keeps_going,
-            full,
-            held,
-            pending: _,
-            out: _,
-        } = self;
-        *mode = Mode::Hold;
-        *hook = None;
-        *started = false;
-        *ended = false;
-        *trailers = false;
-        *released = false;
-        *finished = false;
-        *stopped = false;
-        *reader = true;
-        *taken = false;
-        *end_kept = false;
-        *out_done = false;
-        *added = false;
-        *ends_early = false;
-        *end_recorded = false;
-        *off_record = false;
-        *keeps_going = false;
-        *full = 0;
-        *held = 0;
-    }
-
     /// Whether something can be moved between hooks: only what a hook has stopped, or where output is
     /// injected, and not while a hook runs.
     pub(crate) fn is_movable(&self) -> bool {

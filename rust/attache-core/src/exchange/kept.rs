@@ -115,7 +115,8 @@ impl Inner {
         *handling = Cell::new(false);
         *status_changed = Cell::new(false);
         *spans_over = Cell::new(false);
-        state.get_mut().renew();
+        // It is empty: that there is nothing to drop need not be found out again.
+        std::mem::forget(std::mem::replace(state.get_mut(), State::new()));
         // Last: it may be the filter's end.
         *filter = None;
     }
@@ -145,32 +146,6 @@ impl State {
             && self.response.is_empty()
             && !matches!(self.response_waiter, Waiter::Other(_))
     }
-
-    fn renew(&mut self) {
-        let State {
-            started,
-            handled,
-            next,
-            answered,
-            replied,
-            outcome,
-            completed,
-            request,
-            response,
-            response_waiter,
-            rare: _,
-        } = self;
-        *started = false;
-        *handled = false;
-        *next = NextState::NotCalled;
-        *answered = false;
-        *replied = false;
-        *outcome = None;
-        *completed = false;
-        request.renew();
-        response.renew();
-        *response_waiter = Waiter::Nobody;
-    }
 }
 
 impl Side {
@@ -181,12 +156,6 @@ impl Side {
 
     fn is_empty(&self) -> bool {
         self.flow.is_empty() && !matches!(self.waiter, Waiter::Other(_))
-    }
-
-    fn renew(&mut self) {
-        let Side { flow, waiter, rare: _ } = self;
-        flow.renew();
-        *waiter = Waiter::Nobody;
     }
 }
 
