@@ -210,6 +210,10 @@ impl State {
     fn is_movable(&self) -> bool {
         self.request.flow.is_movable() || self.response.flow.is_movable()
     }
+    /// There is nothing to be moved between hooks, and nothing rare to be looked at.
+    fn is_settled(&self) -> bool {
+        self.rare.is_unused() && !self.is_movable()
+    }
     /// Nothing of the filter runs beside `handle`.
     fn is_quiet(&self) -> bool {
         self.is_plain()
@@ -788,7 +792,7 @@ impl Inner {
         }
         let state = self.state.borrow();
         let over = state.completed || !self.alive.get();
-        let settled = state.rare.is_unused() && !state.is_movable();
+        let settled = state.is_settled();
         drop(state);
         if over || !settled {
             self.settle_unusual(polled);
@@ -1457,11 +1461,8 @@ impl Inner {
 
     #[inline]
     fn settle(self: &Rc<Self>) {
-        let state = self.state.borrow();
-        let plain = state.rare.is_unused();
-        let movable = state.is_movable();
-        drop(state);
-        if !plain || movable {
+        let settled = self.state.borrow().is_settled();
+        if !settled {
             self.settle_all();
         }
     }

@@ -240,13 +240,7 @@ impl SecretUpdates {
         if value.is_empty() {
             return self.failed("it is empty");
         }
-        self.sender.send_if_modified(|old| {
-            let new = old.as_deref() != Some(value);
-            if new {
-                *old = Some(Bytes::copy_from_slice(value));
-            }
-            new
-        });
+        put(&self.sender, Bytes::copy_from_slice(value));
     }
 
     /// There was to be a value, and there is none. The last one stays, and that is logged.
@@ -254,6 +248,11 @@ impl SecretUpdates {
         let (filter, name) = (&self.filter, &self.name);
         tracing::warn!("filter `{filter}`: the secret `{name}`: {why}; the last value stays");
     }
+}
+
+/// Only another value is a change.
+fn put(to: &watch::Sender<Option<Bytes>>, value: Bytes) {
+    to.send_if_modified(|old| old.replace(value.clone()).is_none_or(|old| old != value));
 }
 
 /// A secret of Envoy's own, whose values the host tells.
@@ -332,14 +331,7 @@ async fn watch_file(
         seen = mark;
         match read {
             None => (),
-            Some(Ok(value)) => {
-                sender.send_if_modified(|old| {
-                    let value = Some(value);
-                    let new = *old != value;
-                    *old = value;
-                    new
-                });
-            }
+            Some(Ok(value)) => put(&sender, value),
             Some(Err(error)) => tracing::warn!("filter `{filter}`: {error}; the last value stays"),
         }
     }

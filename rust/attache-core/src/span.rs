@@ -176,14 +176,8 @@ impl Trace {
     /// modules whether it is. With a sampling rate below 100 %, the service that is called then reports
     /// spans of traces that nobody else reports.
     pub fn headers(&self) -> HeaderMap {
-        let told = self.innermost(|span| match span.headers() {
-            Some(headers) => headers,
-            None => {
-                made_traceparent(span).map(|made| (TRACEPARENT.into(), made)).into_iter().collect()
-            }
-        });
         let mut headers = HeaderMap::new();
-        for (name, value) in told.unwrap_or_default() {
+        for (name, value) in self.told() {
             if let (Ok(name), Ok(value)) =
                 (name.parse::<HeaderName>(), HeaderValue::try_from(value))
             {
@@ -195,14 +189,16 @@ impl Trace {
 
     /// The `traceparent` of [`headers`](Trace::headers), if it is among them.
     pub fn traceparent(&self) -> Option<String> {
-        let told = self.innermost(|span| match span.headers() {
-            Some(headers) => {
-                let mut own = headers.into_iter().filter(|(name, _)| name == TRACEPARENT);
-                own.next().map(|(_, value)| value)
-            }
-            None => made_traceparent(span),
+        self.told().into_iter().find(|(name, _)| name == TRACEPARENT).map(|(_, value)| value)
+    }
+
+    /// The headers as the tracer gives them, or as they are made of what it tells.
+    fn told(&self) -> Vec<(String, String)> {
+        let told = self.innermost(|span| {
+            let made = || made_traceparent(span).map(|made| (TRACEPARENT.into(), made));
+            span.headers().unwrap_or_else(|| made().into_iter().collect())
         });
-        told.flatten()
+        told.unwrap_or_default()
     }
 
     /// A value that travels with the trace, where the tracer has such.

@@ -194,6 +194,11 @@ pub(crate) struct TimingInfo {
 impl TimingInfo {
     pub(crate) const UNKNOWN: Self =
         TimingInfo { nanos: [-1; timing::COUNT], known: [0; timing::COUNT] };
+
+    /// The time at an index of [`timing`], if it is known.
+    pub(crate) fn at(&self, index: usize) -> Option<u64> {
+        (self.known[index] != 0).then(|| u64::try_from(self.nanos[index]).ok())?
+    }
 }
 
 /// The places in [`TimingInfo`] of the times that we tell.

@@ -200,25 +200,26 @@ impl Stream {
                     &mut |bytes| f(FactValue::Text(bytes)),
                 );
             }
-            // In 1.39, the C ABI mistakes the virtual cluster for it.
             (Attribute::RequestTime, _) => {
-                if let Some(nanos) = self.time(timing::START)? {
+                if let Some(nanos) = self.times()?.at(timing::START) {
                     f(FactValue::Time(nanos));
                 }
             }
             (Attribute::RequestDuration, _) => {
-                if let Some(nanos) = self.time(timing::COMPLETE)? {
+                if let Some(nanos) = self.times()?.at(timing::COMPLETE) {
                     f(FactValue::Duration(nanos));
                 }
             }
             (Attribute::ResponseBackendLatency, _) => {
-                let begin = self.time(timing::FIRST_UPSTREAM_TX)?;
-                let end = self.time(timing::LAST_UPSTREAM_RX)?;
+                let times = self.times()?;
+                let (begin, end) =
+                    (times.at(timing::FIRST_UPSTREAM_TX), times.at(timing::LAST_UPSTREAM_RX));
                 if let Some(nanos) = end.zip(begin).and_then(|(end, begin)| end.checked_sub(begin))
                 {
                     f(FactValue::Duration(nanos));
                 }
             }
+            // In 1.39, the C ABI mistakes the virtual cluster for it.
             (Attribute::XdsVirtualHostName, _) if !self.is_1_40() => {
                 return Err(needs_1_40("the virtual host's name"));
             }
@@ -417,13 +418,12 @@ impl Stream {
         }
     }
 
-    /// The time at an index of [`timing`], in nanoseconds.
-    fn time(&self, index: usize) -> Result<Option<u64>, Denied> {
+    fn times(&self) -> Result<TimingInfo, Denied> {
         let get = self.api.get_timing_info.ok_or_else(|| needs_1_40("when what has happened"))?;
         let mut times = TimingInfo::UNKNOWN;
         // SAFETY: the stream is valid (type invariant); Envoy writes into what is ours and live.
         unsafe { get(self.envoy, &mut times) };
-        Ok((times.known[index] != 0).then(|| u64::try_from(times.nanos[index]).ok()).flatten())
+        Ok(times)
     }
 
     fn later_address(
@@ -483,7 +483,7 @@ impl Facts for Stream {
             }
             Fact::Timing(point) => {
                 let index = timing_index(point).ok_or_else(|| not_told("this time"))?;
-                if let Some(nanos) = self.time(index)? {
+                if let Some(nanos) = self.times()?.at(index) {
                     f(FactValue::Duration(nanos));
                 }
             }
