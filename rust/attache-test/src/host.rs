@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cluster::{ClusterAnswer, Clusters, TestCalls};
 use crate::exchange::{OneShot, TestExchange};
-use crate::in_envoy::{Flags, Secrets};
+use crate::in_envoy::InEnvoy;
 use crate::known::{Known, Surroundings};
 use crate::message::TestRequest;
 use crate::metrics::{Metrics, TestConfig};
@@ -36,8 +36,7 @@ pub(crate) struct Shared {
     registry: Registry,
     name: String,
     metrics: Metrics,
-    secrets: Secrets,
-    flags: Flags,
+    envoy: InEnvoy,
     pub(crate) options: Options,
     pub(crate) runtime: Rc<Runtime>,
 }
@@ -93,13 +92,8 @@ impl TestHost {
         let entered = runtime.enter();
         let clusters = Clusters::default();
         let calls = Arc::new(TestCalls::new(clusters.clone()));
-        let (secrets, flags) = (Secrets::default(), Flags::default());
-        let host = Box::new(TestConfig {
-            metrics: metrics.clone(),
-            calls,
-            secrets: secrets.clone(),
-            flags: flags.clone(),
-        });
+        let envoy = InEnvoy::default();
+        let host = Box::new(TestConfig { metrics: metrics.clone(), calls, envoy: envoy.clone() });
         let loaded = registry.load(name, config.as_bytes(), host)?;
         drop(entered);
         Ok(TestHost(Rc::new(Shared {
@@ -107,8 +101,7 @@ impl TestHost {
             registry,
             name: name.to_owned(),
             metrics,
-            secrets,
-            flags,
+            envoy,
             options: Options { clusters, ..Options::default() },
             runtime: Rc::new(runtime),
         })))
@@ -123,8 +116,7 @@ impl TestHost {
             registry: shared.registry.clone(),
             name: shared.name.clone(),
             metrics: shared.metrics.clone(),
-            secrets: shared.secrets.clone(),
-            flags: shared.flags.clone(),
+            envoy: shared.envoy.clone(),
             options,
             runtime: shared.runtime.clone(),
         }))
@@ -300,7 +292,7 @@ impl TestHost {
     /// assert_eq!(host.request(TestRequest::get("/")).run().text(), "second");
     /// ```
     pub fn set_secret(&self, name: &str, value: impl AsRef<[u8]>) {
-        self.0.secrets.set(name, value.as_ref());
+        self.0.envoy.secrets.set(name, value.as_ref());
     }
 
     /// Sets one of Envoy's runtime flags, or with `None` removes it: for all clones of this host. A
@@ -337,13 +329,14 @@ impl TestHost {
     /// assert_eq!(host.request(TestRequest::get("/")).run().status(), 200);
     /// ```
     pub fn set_runtime<'a>(&self, key: &str, value: impl Into<Option<&'a str>>) {
-        self.0.flags.set(key, value.into());
+        self.0.envoy.flags.set(key, value.into());
     }
 
     /// The same filter, where something more is known of the stream.
     ///
     /// What Envoy reads from the messages (`request.path`, and how many bytes of body came and went) need
-    /// not be set, nor how long the stream took in the test's time. What else is not set is not there; [`Known::Unsupported`](crate::Known::Unsupported) is for what a host does not know.
+    /// not be set, nor how long the stream took in the test's time. What else is not set is not there;
+    /// [`Known::Unsupported`](crate::Known::Unsupported) is for what a host does not know.
     ///
     /// ```
     /// # use attache_core::{Attribute, ConfigError, Filter, Next, Request, Response, Result, Setup};
@@ -443,15 +436,14 @@ impl TestHost {
         workers: usize,
         f: impl Fn(usize, &TestHost) -> R + Sync,
     ) -> Vec<R> {
-        let Shared { loaded, registry, name, metrics, secrets, flags, options, .. } = &*self.0;
+        let Shared { loaded, registry, name, metrics, envoy, options, .. } = &*self.0;
         let on_worker = |number: usize| {
             let host = TestHost(Rc::new(Shared {
                 loaded: loaded.clone(),
                 registry: registry.clone(),
                 name: name.clone(),
                 metrics: metrics.clone(),
-                secrets: secrets.clone(),
-                flags: flags.clone(),
+                envoy: envoy.clone(),
                 options: options.clone(),
                 runtime: Rc::new(runtime().unwrap_or_else(|error| panic!("{error}"))),
             }));

@@ -5,6 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use attache_core::{RuntimeFlags, SecretUpdates};
 
+/// Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InEnvoy {
+    pub(crate) secrets: Secrets,
+    pub(crate) flags: Flags,
+}
+
 /// Generic secrets by name, static ones and those of a secret discovery alike. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Secrets(Arc<Mutex<HashMap<String, Held>>>);

@@ -9,7 +9,7 @@ use attache_core::{
 };
 
 use crate::cluster::TestCalls;
-use crate::in_envoy::{Flags, Secrets};
+use crate::in_envoy::InEnvoy;
 
 /// What a filter has defined and recorded. Shared by clones.
 #[derive(Clone, Debug, Default)]
@@ -49,8 +49,7 @@ impl Metrics {
 pub(crate) struct TestConfig {
     pub(crate) metrics: Metrics,
     pub(crate) calls: Arc<TestCalls>,
-    pub(crate) secrets: Secrets,
-    pub(crate) flags: Flags,
+    pub(crate) envoy: InEnvoy,
 }
 
 impl attache_core::ConfigHost for TestConfig {
@@ -84,12 +83,12 @@ impl attache_core::ConfigHost for TestConfig {
         updates: SecretUpdates,
     ) -> Result<(), SecretError> {
         // A static one is there from the start.
-        self.secrets.watch(name, sds_config.is_none().then_some(name), updates);
+        self.envoy.secrets.watch(name, sds_config.is_none().then_some(name), updates);
         Ok(())
     }
 
     fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        Some(Arc::new(self.flags.clone()))
+        Some(Arc::new(self.envoy.flags.clone()))
     }
 
     fn wants_stats(&self) -> bool {
