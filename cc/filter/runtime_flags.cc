@@ -17,49 +17,45 @@ public:
       : loader_(loader), main_thread_(std::move(main_thread)) {}
 
   bool featureEnabled(rust::Str key, std::uint64_t default_percent) const noexcept override {
-    bool enabled = false;
-    look([&](const Runtime::Snapshot& flags) {
-      enabled = flags.featureEnabled(view(key), default_percent);
+    return look(false, [&](const Runtime::Snapshot& flags) {
+      return flags.featureEnabled(view(key), default_percent);
     });
-    return enabled;
   }
 
   bool boolean(rust::Str key, bool default_value) const noexcept override {
-    look([&](const Runtime::Snapshot& flags) {
-      default_value = flags.getBoolean(view(key), default_value);
+    return look(default_value, [&](const Runtime::Snapshot& flags) {
+      return flags.getBoolean(view(key), default_value);
     });
-    return default_value;
   }
 
   std::uint64_t integer(rust::Str key, std::uint64_t default_value) const noexcept override {
-    look([&](const Runtime::Snapshot& flags) {
-      default_value = flags.getInteger(view(key), default_value);
+    return look(default_value, [&](const Runtime::Snapshot& flags) {
+      return flags.getInteger(view(key), default_value);
     });
-    return default_value;
   }
 
   double number(rust::Str key, double default_value) const noexcept override {
-    look([&](const Runtime::Snapshot& flags) {
-      default_value = flags.getDouble(view(key), default_value);
+    return look(default_value, [&](const Runtime::Snapshot& flags) {
+      return flags.getDouble(view(key), default_value);
     });
-    return default_value;
   }
 
   bool text(rust::Str key, rust::String& value) const noexcept override {
-    bool found = false;
-    look([&](const Runtime::Snapshot& flags) {
-      if (const auto text = flags.get(view(key)); text.has_value()) {
+    return look(false, [&](const Runtime::Snapshot& flags) {
+      const auto text = flags.get(view(key));
+      if (text.has_value()) {
         // A flag may come from a file, which may have anything in it.
         value = rust::String::lossy(text->get());
-        found = true;
       }
+      return text.has_value();
     });
-    return found;
   }
 
 private:
-  template <class F> void look(F f) const {
-    main_thread_->whileOpen([&] { f(*loader_.threadsafeSnapshot()); });
+  // What `f` says of the flags, or `otherwise` once Envoy ends.
+  template <class T, class F> T look(T otherwise, F f) const {
+    main_thread_->whileOpen([&] { otherwise = f(*loader_.threadsafeSnapshot()); });
+    return otherwise;
   }
 
   Runtime::Loader& loader_;

@@ -4,6 +4,7 @@
 // threads really wake the worker.
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -14,6 +15,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "contrib/api/attache/v3alpha/attache.pb.h"
 #include "gtest/gtest.h"
 
@@ -103,6 +105,10 @@ public:
   void websocket(bool downstream);
   void informational(bool downstream);
 
+  // A request that waits in the filter while `drain` runs, and that goes on then.
+  void goesOnAfter(const std::function<void()>& drain, IntegrationStreamDecoderPtr& response);
+  // By the admin page.
+  void drainListeners(absl::string_view path);
   // By LDS.
   void removeListeners() {
     ConfigHelper without(version_, config_helper_.bootstrap());
@@ -425,63 +431,56 @@ TEST_P(IntegrationTest, AListenerThatIsRemovedEndsWhatStillWaits) {
   test_server_->waitForGaugeEq("listener_manager.total_listeners_draining", 0);
 }
 
-TEST_P(IntegrationTest, AListenerThatDrainsLetsWhatWaitsGoOn) {
-  drain_time_ = std::chrono::hours(1);
-  start();
+void IntegrationTest::goesOnAfter(const std::function<void()>& drain,
+                                  IntegrationStreamDecoderPtr& response) {
   const std::string mine = gate();
-  auto response = codec_client_->makeHeaderOnlyRequest(
+  response = codec_client_->makeHeaderOnlyRequest(
       request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
   IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
   test_server_->waitForCounterEq("conformance.marks", 1);
-  removeListeners();
+  drain();
   openOn(*other, mine);
   waitForNextUpstreamRequest();
   upstream_request_->encodeHeaders(default_response_headers_, true);
   ASSERT_TRUE(response->waitForEndStream());
   EXPECT_EQ("200", response->headers().getStatusValue());
   other->close();
+}
+
+void IntegrationTest::drainListeners(absl::string_view path) {
+  const BufferingStreamDecoderPtr drained = IntegrationUtil::makeSingleRequest(
+      lookupPort("admin"), "POST", std::string(path), "", GetParam(), version_);
+  EXPECT_EQ("200", drained->headers().getStatusValue());
+}
+
+TEST_P(IntegrationTest, AListenerThatDrainsLetsWhatWaitsGoOn) {
+  drain_time_ = std::chrono::hours(1);
+  start();
+  IntegrationStreamDecoderPtr response;
+  goesOnAfter([this] { removeListeners(); }, response);
 }
 
 TEST_P(IntegrationTest, AnEnvoyThatDrainsLetsWhatWaitsGoOn) {
   drain_time_ = std::chrono::hours(1);
   drain_strategy_ = Server::DrainStrategy::Immediate;
   start();
-  const std::string mine = gate();
-  auto response = codec_client_->makeHeaderOnlyRequest(
-      request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
-  IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
-  test_server_->waitForCounterEq("conformance.marks", 1);
-  const BufferingStreamDecoderPtr drained = IntegrationUtil::makeSingleRequest(
-      lookupPort("admin"), "POST", "/drain_listeners?graceful", "", GetParam(), version_);
-  EXPECT_EQ("200", drained->headers().getStatusValue());
-  openOn(*other, mine);
-  waitForNextUpstreamRequest();
-  upstream_request_->encodeHeaders(default_response_headers_, true);
-  ASSERT_TRUE(response->waitForEndStream());
-  EXPECT_EQ("200", response->headers().getStatusValue());
+  IntegrationStreamDecoderPtr response;
+  ASSERT_NO_FATAL_FAILURE(
+      goesOnAfter([this] { drainListeners("/drain_listeners?graceful"); }, response));
   if (GetParam() == Http::CodecType::HTTP1) {
     EXPECT_EQ("close", response->headers().getConnectionValue()) << "Envoy is to drain";
   }
-  other->close();
 }
 
 TEST_P(IntegrationTest, AnEnvoyThatListensNoMoreLetsWhatWaitsGoOn) {
   start();
-  const std::string mine = gate();
-  auto response = codec_client_->makeHeaderOnlyRequest(
-      request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
-  IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
-  test_server_->waitForCounterEq("conformance.marks", 1);
-  const BufferingStreamDecoderPtr drained = IntegrationUtil::makeSingleRequest(
-      lookupPort("admin"), "POST", "/drain_listeners", "", GetParam(), version_);
-  EXPECT_EQ("200", drained->headers().getStatusValue());
-  test_server_->waitForCounterEq("listener_manager.listener_stopped", 1);
-  openOn(*other, mine);
-  waitForNextUpstreamRequest();
-  upstream_request_->encodeHeaders(default_response_headers_, true);
-  ASSERT_TRUE(response->waitForEndStream());
-  EXPECT_EQ("200", response->headers().getStatusValue());
-  other->close();
+  IntegrationStreamDecoderPtr response;
+  goesOnAfter(
+      [this] {
+        drainListeners("/drain_listeners");
+        test_server_->waitForCounterEq("listener_manager.listener_stopped", 1);
+      },
+      response);
 }
 
 } // namespace
