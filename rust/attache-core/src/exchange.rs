@@ -182,6 +182,10 @@ struct ReplyStream {
     /// Ready to be sent.
     ready: Queue,
     ended: bool,
+    /// How many bytes have been sent.
+    sent: usize,
+    /// The end of a long one waits for the request's.
+    outlasts: bool,
 }
 
 /// Who waits for an event. The exchange's own waker is not cloned: it only means that a poll is due.
@@ -1021,9 +1025,10 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         let full = state.response.flow.full > 0;
         let Some(rare) = state.rare.used() else { return Ok(()) };
-        let Some(mut reply) = rare.reply.take_if(|reply| !full && !reply.ended) else {
-            return Ok(());
+        let polled = |reply: &mut Box<ReplyStream>| {
+            !full && !reply.ended && reply.ready.len() < OUTPUT_LIMIT
         };
+        let Some(mut reply) = rare.reply.take_if(polled) else { return Ok(()) };
         drop(state);
         let result = loop {
             match reply.body.as_mut().poll_next(cx) {
@@ -1037,8 +1042,6 @@ impl Inner {
                     Ok(data) => {
                         reply.ready.push(data);
                         if reply.ready.len() >= OUTPUT_LIMIT {
-                            // There may be more; first the client gets its turn.
-                            self.wake.wake();
                             break Ok(());
                         }
                     }
@@ -1221,11 +1224,13 @@ impl Inner {
     }
 
     fn is_head(&self) -> bool {
-        let mut head = false;
-        self.read(|host| {
-            host.header(Map::RequestHeaders, ":method", 0, &mut |v| head = v == b"HEAD")
-        });
-        head
+        self.method_is(b"HEAD")
+    }
+
+    fn method_is(&self, method: &[u8]) -> bool {
+        let mut is = false;
+        self.read(|host| host.header(Map::RequestHeaders, ":method", 0, &mut |v| is = v == method));
+        is
     }
 
     /// A response of the filter's own.
@@ -1250,6 +1255,9 @@ impl Inner {
         let grpc_error = status != StatusCode::OK && self.is_grpc();
         let details = self.details("reply");
         let effect = match body.disposition(self, Direction::Response) {
+            Disposition::Full(body) if trailers.is_none() && self.has_to_outlast(body.len()) => {
+                self.start_whole_reply(status, headers, body)
+            }
             Disposition::Full(body) if trailers.is_none() || grpc_error => {
                 Effect::Reply { status, headers, body, details }
             }
@@ -1280,8 +1288,8 @@ impl Inner {
                 return Err(no_new_trailers());
             }
             Disposition::Full(body) => {
-                let reply = Box::new(ReplyStream::new(Body::from(body).into_frames(), trailers));
-                Effect::StartReply { status, headers, reply }
+                let body = Body::from(body).into_frames();
+                Effect::StartReply { status, headers, reply: self.streamed(body, trailers) }
             }
             // Later filters may be about to answer: only a whole reply can come before them.
             Disposition::Stream(body) if self.state.borrow().request.flow.released => {
@@ -1292,8 +1300,7 @@ impl Inner {
                 return Ok(());
             }
             Disposition::Stream(body) => {
-                let reply = Box::new(ReplyStream::new(body, trailers));
-                Effect::StartReply { status, headers, reply }
+                Effect::StartReply { status, headers, reply: self.streamed(body, trailers) }
             }
         };
         let mut state = self.state.borrow_mut();
@@ -1608,12 +1615,17 @@ impl Inner {
     fn send_reply_frames(self: &Rc<Self>) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
+        let full = state.response.flow.full > 0;
         let Some(rare) = state.rare.used() else { return };
-        let Some(reply) = &mut rare.reply else { return };
-        let ready = std::mem::take(&mut reply.ready);
-        let trailers = reply.ended.then(|| reply.trailers.take());
+        let Some(reply) = rare.reply.as_mut().filter(|_| !full) else { return };
+        let ready = reply.ready.split_to(OUTPUT_LIMIT);
+        reply.sent += ready.len();
+        let more = !reply.ready.is_empty();
+        let held_back = more || (ready.len() >= OUTPUT_LIMIT && !reply.ended);
+        let ends = reply.ended && !more && (state.request.flow.ended || !reply.waits_for_request());
+        let trailers = ends.then(|| reply.trailers.take());
         let mut over = None;
-        if trailers.is_some() {
+        if ends {
             over = rare.reply.take();
             state.request.flow.mode = Mode::Discard;
         }
@@ -1622,6 +1634,10 @@ impl Inner {
         ready.for_each(|data| {
             self.read(|host| host.send_reply_data(data, false));
         });
+        if held_back {
+            // There may be more; first the client gets its turn.
+            self.wake.wake();
+        }
         match trailers {
             None => (),
             Some(None) => {
@@ -2095,12 +2111,6 @@ impl State {
             self.replied = true;
         }
         true
-    }
-}
-
-impl ReplyStream {
-    fn new(body: FrameStream, trailers: Option<Box<HeaderMap>>) -> Self {
-        ReplyStream { body, trailers, ready: Queue::default(), ended: false }
     }
 }
 

@@ -137,6 +137,28 @@ impl Queue {
         queue.len -= chunk.len();
         Some(chunk)
     }
+    /// Takes out the first bytes: no more than this many.
+    pub(crate) fn split_to(&mut self, limit: usize) -> Queue {
+        if self.len() <= limit {
+            return std::mem::take(self);
+        }
+        let mut first = Queue::default();
+        while first.len() < limit
+            && let Some(mut chunk) = self.pop()
+        {
+            let part = chunk.split_to(chunk.len().min(limit - first.len()));
+            first.push(part);
+            self.push_front(chunk);
+        }
+        first
+    }
+    fn push_front(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            let queue = self.0.get_or_make(Chunks::default);
+            queue.len += chunk.len();
+            queue.chunks.push_front(chunk);
+        }
+    }
     pub(crate) fn len(&self) -> usize {
         self.0.get().map_or(0, |queue| queue.len)
     }
@@ -539,6 +561,24 @@ mod tests {
         assert_eq!(step.verdict, DataVerdict::StopNoBuffer);
         assert_eq!(step.input, Input::Take);
         assert_eq!(flow.held, 0);
+    }
+
+    #[test]
+    fn a_queue_gives_its_first_bytes_away_in_order() {
+        let mut queue = Queue::default();
+        for chunk in ["abc", "d", "efghij"] {
+            queue.push(Bytes::from_static(chunk.as_bytes()));
+        }
+        let mut taken = Vec::new();
+        while !queue.is_empty() {
+            let first = queue.split_to(4);
+            let mut bytes = Vec::new();
+            first.for_each(|chunk| bytes.extend_from_slice(chunk));
+            assert_eq!(bytes.len(), first.len());
+            taken.push(bytes);
+        }
+        assert_eq!(taken, [b"abcd".as_slice(), b"efgh", b"ij"]);
+        assert!(queue.split_to(4).is_empty());
     }
 
     #[test]

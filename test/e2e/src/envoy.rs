@@ -514,11 +514,26 @@ impl Envoy {
 
     /// The bytes of memory it holds now.
     pub fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most bytes of memory that it has held since [`forget_peak`](Self::forget_peak).
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// From now on, the peak is that of what follows.
+    pub fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("a running Envoy");
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
         let status = status.expect("a running Envoy");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kilobytes.expect("a VmRSS line") * 1024
+        let value = status.lines().find_map(|line| line.strip_prefix(name));
+        let kilobytes =
+            value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+        kilobytes.expect("a number of kB") * 1024
     }
 
     /// Gives it another listener config, and waits until it has taken or refused it. Both configs

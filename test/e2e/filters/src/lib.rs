@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bulk;
 mod caller;
 mod chaos;
 mod crowd;
@@ -241,6 +242,7 @@ async fn use_stale_request() -> Result<Response> {
 
 attache::filters! {
     "misbehave" => Misbehave,
+    "bulk" => bulk::Bulk,
     "caller" => caller::Caller,
     "chaos" => chaos::Chaos,
     "crowd" => crowd::Crowd,
