@@ -12,7 +12,7 @@ use crate::metrics::{Counter, Gauge, Histogram, MetricId, MetricKind, MetricSink
 use crate::per_worker::PerWorker;
 use crate::runtime::{Tied, guarded};
 use crate::runtime_flags::{Runtime, RuntimeFlags, RuntimeUnsupported};
-use crate::secret::{self, Secret, SecretError, SecretSource, SecretUpdates};
+use crate::secret::{self, FirstLook, Secret, SecretError, SecretSource, SecretUpdates};
 use crate::stream::Stream;
 use crate::supervise::Supervised;
 use crate::{Next, Request, Response};
@@ -249,7 +249,8 @@ pub trait ConfigHost {
 
     /// Tells `updates` of the values of a generic secret that Envoy has, until the config goes: a static
     /// one if there is no `sds_config` (a `ConfigSource` as JSON). What is known by now is told before
-    /// this returns; a static one always is.
+    /// this returns; a static one always is. What is returned looks for the first value, in a host that
+    /// may learn of it later than Envoy's workers.
     ///
     /// # Errors
     /// There is no such secret, or this host has no way to it.
@@ -258,9 +259,9 @@ pub trait ConfigHost {
         name: &str,
         sds_config: Option<&str>,
         updates: SecretUpdates,
-    ) -> Result<(), SecretError> {
+    ) -> Result<Option<FirstLook>, SecretError> {
         let _ = (name, sds_config, updates);
-        Err(secret::UNSUPPORTED)
+        Err(SecretError::UNSUPPORTED)
     }
 
     /// Envoy's runtime flags, where the host has them.
@@ -384,8 +385,8 @@ impl Setup {
 
     /// A secret of a filter's config: reads it now, and keeps it up to date until the config goes.
     ///
-    /// A secret of Envoy's own changes as soon as Envoy has a new value. Envoy may not have it yet while
-    /// the config is made ([`Secret::try_get`]).
+    /// A secret of Envoy's own changes as soon as Envoy has a new value; in stock Envoy, within a second.
+    /// Envoy may not have it yet while the config is made ([`Secret::try_get`]).
     ///
     /// Files are looked at every second; one that another is moved over (as rotation usually does),
     /// a link that leads elsewhere and one that is written in place are all noticed. If there is
@@ -408,12 +409,12 @@ impl Setup {
         Ok(secret)
     }
 
-    /// Envoy's runtime flags, to read on any thread for as long as Envoy runs.
+    /// Envoy's runtime flags, to read on any thread.
     ///
     /// # Errors
-    /// This host has no way to them: only one that is compiled into Envoy has.
+    /// This host has no way to them: stock Envoy before 1.40.
     pub fn runtime(&self) -> std::result::Result<Runtime, RuntimeUnsupported> {
-        self.host.runtime_flags().map(Runtime::new).ok_or(RuntimeUnsupported(()))
+        self.host.runtime_flags().map(Runtime::new).ok_or(RuntimeUnsupported::FLAGS)
     }
 
     /// State for each worker: `make` runs on a worker when that first asks for it. See

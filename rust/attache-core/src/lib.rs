@@ -13,7 +13,7 @@
 //! | beside the exchanges | `runtime.rs`, `supervise.rs`, `per_worker.rs`, `stats.rs`, `span.rs` |
 //! | the engine | `exchange.rs` (effects), `flow.rs` (decisions), `wake.rs` (the waker), `worker.rs`, `lazy.rs` |
 //! | what a host provides | `host.rs`, `facts.rs` |
-//! | what hosts have in common | `log.rs`, `metric_queue.rs`, `views.rs` |
+//! | what hosts have in common | `log.rs`, `looking.rs`, `metric_queue.rs`, `views.rs` |
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +35,7 @@ pub mod host;
 mod info;
 mod lazy;
 pub mod log;
+mod looking;
 mod message;
 mod metadata;
 mod metric_queue;
@@ -71,6 +72,7 @@ pub use filter::{Completion, ConfigHost, Filter, Outcome, Setup};
 pub use filter_state::FilterState;
 pub use headers::{HeaderError, Headers, Trailers};
 pub use info::{Info, ResponseFlags, Tls};
+pub use looking::{Looking, keep_looking};
 pub use message::{Next, Request, Response};
 pub use metadata::{FromMetadata, Metadata, MetadataValue};
 pub use metric_queue::MetricQueue;
@@ -80,7 +82,7 @@ pub use metrics::{
 pub use per_worker::PerWorker;
 pub use runtime::{JoinHandle, guarded, spawn, spawn_blocking};
 pub use runtime_flags::{Runtime, RuntimeFlags, RuntimeUnsupported};
-pub use secret::{Secret, SecretError, SecretSource, SecretUpdates};
+pub use secret::{FirstLook, Secret, SecretError, SecretSource, SecretUpdates};
 pub use span::Trace;
 pub use stream::Stream;
 pub use views::{View, Views};

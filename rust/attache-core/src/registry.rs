@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -188,9 +188,17 @@ pub(crate) struct Meta {
     pub(crate) panics: Counter,
     pub(crate) slow_polls: Counter,
     pub(crate) poll_time: Option<Histogram>,
-    /// Where the host has them.
-    pub(crate) runtime: Option<Runtime>,
+    /// Taken when an exchange first asks for it, where the host has it.
+    runtime: OnceLock<Option<Runtime>>,
     _tasks: Vec<Tied>,
+}
+
+impl Meta {
+    /// Envoy's runtime flags. To be asked in an event of an exchange.
+    pub(crate) fn runtime(&self) -> Option<&Runtime> {
+        let take = || self.panics.sink().runtime_flags().map(Runtime::new);
+        self.runtime.get_or_init(take).as_ref()
+    }
 }
 
 impl Drop for LoadedFilter {
@@ -365,7 +373,6 @@ fn load<F: Filter>(
         let interval = Duration::from_secs_f64(options.stats.interval_ms / 1e3);
         setup.tasks.push(stats.keep_flushing(interval));
     }
-    let runtime = setup.runtime().ok();
     let meta = Meta {
         name,
         options,
@@ -375,7 +382,7 @@ fn load<F: Filter>(
         slow_polls,
         poll_time,
         stats,
-        runtime,
+        runtime: OnceLock::new(),
         _tasks: setup.tasks,
     };
     Ok(Loaded(Arc::new(LoadedFilter {

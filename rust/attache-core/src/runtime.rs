@@ -177,6 +177,11 @@ fn drop_quietly(payload: Box<dyn std::any::Any + Send>) {
     }
 }
 
+/// Runs a task of the runtime's own, which ends by itself.
+pub(crate) fn beside(task: impl Future<Output = ()> + Send + 'static) {
+    drop(handle().spawn(task));
+}
+
 /// A task that is tied to something's life: aborted when dropped.
 #[derive(Debug)]
 pub(crate) struct Tied(tokio::task::JoinHandle<()>);

@@ -11,6 +11,12 @@ use std::sync::Arc;
 /// Envoy ends. A look takes a lock that threads share for some tens of nanoseconds, and blocks on
 /// nothing else.
 ///
+/// Stock Envoy shows flags on its main thread alone, from 1.40 on. There, a flag is known once it has been
+/// looked at: in [`Filter::new`](crate::Filter::new), at once; elsewhere, the first look has the default,
+/// and those shortly after it have the value. So look in `new` at what the first exchanges need. A new
+/// value is seen within a second, up to 1024 flags of a config are known, and they stay as they were when
+/// the config goes.
+///
 /// ```
 /// use attache_core::{Filter, Next, Request, Response, Result, Runtime, Setup};
 /// # use attache_core::ConfigError;
@@ -70,21 +76,32 @@ impl Runtime {
     }
 
     /// The text of a flag of whatever kind; `None` if it is not set.
-    pub fn string(&self, key: &str) -> Option<String> {
+    ///
+    /// # Errors
+    /// Stock Envoy does not tell it.
+    pub fn string(&self, key: &str) -> Result<Option<String>, RuntimeUnsupported> {
         self.0.string(key)
     }
 }
 
-/// This host has no way to Envoy's runtime flags.
+/// This host has no way to Envoy's runtime flags, or to the text of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuntimeUnsupported(pub(crate) ());
+pub struct RuntimeUnsupported(&'static str);
+
+impl RuntimeUnsupported {
+    pub(crate) const FLAGS: Self = RuntimeUnsupported(
+        "filters cannot see Envoy's runtime flags in this host; use Envoy 1.40, compile the filter into \
+         Envoy, or have what is to change in the config or in a file",
+    );
+    const TEXT: Self = RuntimeUnsupported(
+        "filters cannot see the text of a runtime flag in this host; have it as a boolean or a number, or \
+         compile the filter into Envoy",
+    );
+}
 
 impl fmt::Display for RuntimeUnsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "filters cannot see Envoy's runtime flags in this host; have what is to change in the config or \
-             in a file, or compile the filter into Envoy",
-        )
+        f.write_str(self.0)
     }
 }
 
@@ -100,6 +117,12 @@ pub trait RuntimeFlags: Send + Sync {
     fn integer(&self, key: &str, default: u64) -> u64;
     /// As [`Runtime::double`].
     fn double(&self, key: &str, default: f64) -> f64;
-    /// As [`Runtime::string`].
-    fn string(&self, key: &str) -> Option<String>;
+    /// As [`Runtime::string`], where the host can tell it.
+    ///
+    /// # Errors
+    /// As there.
+    fn string(&self, key: &str) -> Result<Option<String>, RuntimeUnsupported> {
+        let _ = key;
+        Err(RuntimeUnsupported::TEXT)
+    }
 }

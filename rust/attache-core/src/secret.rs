@@ -4,7 +4,6 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -12,15 +11,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::filter::ConfigHost;
+use crate::looking::LOOK;
 use crate::runtime::{Tied, spawn_blocking};
-
-/// What a host answers that has no way to Envoy's own secrets.
-pub(crate) const UNSUPPORTED: SecretError = SecretError::Unsupported {
-    instead: "have it in a file, which Envoy's own resources can name too (`sds_file`)",
-};
-
-/// How often the file of a secret is looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// Where a secret comes from, as a field of a filter's config. The names are those of Envoy's
 /// `DataSource`, and what is after them is ours:
@@ -34,8 +26,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// key: {sds_secret_config: {name: key, sds_config: {path_config_source: {path: /etc/envoy/sds.yaml}}}}
 /// ```
 ///
-/// The last two are Envoy's own, and only a host that is compiled into Envoy has them; elsewhere they are
-/// refused with [`SecretError::Unsupported`].
+/// The last two are Envoy's own. Stock Envoy has them for filters since 1.40; before, they are refused
+/// with [`SecretError::Unsupported`].
 ///
 /// [`Setup::secret`](crate::Setup::secret) makes a [`Secret`] of it.
 #[derive(Clone, Deserialize)]
@@ -137,6 +129,13 @@ pub enum SecretError {
     },
 }
 
+impl SecretError {
+    /// What a host answers that has no way to Envoy's own secrets.
+    pub const UNSUPPORTED: SecretError = SecretError::Unsupported {
+        instead: "have it in a file, which Envoy's own resources can name too (`sds_file`), or use Envoy 1.40",
+    };
+}
+
 impl fmt::Display for SecretError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -183,6 +182,7 @@ pub struct Secret {
     value: watch::Receiver<Option<Bytes>>,
     /// Of a secret that may not be there yet.
     name: Option<Arc<str>>,
+    first_look: Option<FirstLook>,
 }
 
 impl fmt::Debug for Secret {
@@ -197,7 +197,7 @@ impl Secret {
     /// Only one of [`SecretSource::SdsSecretConfig`] can have none yet, and is empty then; see
     /// [`try_get`](Secret::try_get).
     pub fn get(&self) -> Bytes {
-        self.value.borrow().clone().unwrap_or_default()
+        self.current().unwrap_or_default()
     }
 
     /// The present value, which is never empty.
@@ -208,7 +208,15 @@ impl Secret {
     pub fn try_get(&self) -> Result<Bytes, SecretError> {
         let pending =
             || SecretError::Pending { name: self.name.as_deref().unwrap_or_default().to_owned() };
-        self.value.borrow().clone().ok_or_else(pending)
+        self.current().ok_or_else(pending)
+    }
+
+    fn current(&self) -> Option<Bytes> {
+        let value = || self.value.borrow().clone();
+        value().or_else(|| {
+            self.first_look.as_ref()?();
+            value()
+        })
     }
 
     /// Waits until there is another value than this handle has waited for before: `true`. `false` if
@@ -219,6 +227,11 @@ impl Secret {
         self.value.changed().await.is_ok()
     }
 }
+
+/// Has a host look whether Envoy has a first value of a secret by now, if this is a thread of Envoy's: it
+/// is called whenever one is asked for and has not been told ([`SecretUpdates::first`]). For hosts that are
+/// not told of changes themselves, so that no exchange lacks a secret that Envoy has.
+pub type FirstLook = Arc<dyn Fn() + Send + Sync>;
 
 /// Where a host tells of the values of a secret that Envoy has. Dropping it says that there will be no
 /// more.
@@ -243,6 +256,19 @@ impl SecretUpdates {
         put(&self.sender, Bytes::copy_from_slice(value));
     }
 
+    /// A value has been seen where it may be an old one by now: it counts if there was none so far. An
+    /// empty one is none.
+    pub fn first(&self, value: &[u8]) {
+        let put = |now: &mut Option<Bytes>| {
+            let first = now.is_none() && !value.is_empty();
+            if first {
+                *now = Some(Bytes::copy_from_slice(value));
+            }
+            first
+        };
+        self.sender.send_if_modified(put);
+    }
+
     /// There was to be a value, and there is none. The last one stays, and that is logged.
     pub fn failed(&self, why: &str) {
         let (filter, name) = (&self.filter, &self.name);
@@ -265,13 +291,13 @@ pub(crate) fn watch_in_envoy(
     let (sender, mut value) = watch::channel(None);
     let updates = SecretUpdates { filter: filter.to_owned(), name: name.to_owned(), sender };
     let sds_config = sds_config.map(Value::to_string);
-    host.watch_secret(name, sds_config.as_deref(), updates)?;
+    let first_look = host.watch_secret(name, sds_config.as_deref(), updates)?;
     value.mark_unchanged();
     if sds_config.is_none() && value.borrow().is_none() {
         // It was there at once, and was of no use: the reason has been logged.
         return Err(SecretError::Empty { what: format!("`{name}`") });
     }
-    Ok(Secret { value, name: Some(name.into()) })
+    Ok(Secret { value, name: Some(name.into()), first_look })
 }
 
 /// Reads a secret, and keeps it up to date for as long as the task lives.
@@ -286,7 +312,7 @@ pub(crate) fn open(
     // Taken before the contents: what changes in between is seen at the next look.
     let seen = path.as_deref().and_then(Mark::of);
     let (sender, value) = watch::channel(Some(read(source)?));
-    let secret = Secret { value, name: None };
+    let secret = Secret { value, name: None, first_look: None };
     let Some(path) = path else { return Ok((secret, None)) };
     let watching = watch_file(filter.to_owned(), source.clone(), path, seen, sender);
     Ok((secret, Some(Tied::spawn(watching))))
@@ -346,7 +372,9 @@ fn read(source: &SecretSource) -> Result<Bytes, SecretError> {
         }
         SecretSource::EnvironmentVariable(name) => filled(format!("${name}"), variable(name)?),
         SecretSource::InlineString(value) => filled("`inline_string`", value.clone().into_bytes()),
-        SecretSource::Sds(_) | SecretSource::SdsSecretConfig { .. } => Err(UNSUPPORTED),
+        SecretSource::Sds(_) | SecretSource::SdsSecretConfig { .. } => {
+            Err(SecretError::UNSUPPORTED)
+        }
     }
 }
 

@@ -206,7 +206,7 @@ impl Stream {
     /// exchange.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`]: this host has no way to them; stock Envoy has none.
+    /// [`ErrorKind::Unsupported`]: this host has no way to them: stock Envoy before 1.40.
     /// [`ErrorKind::Gone`]: the exchange has ended.
     ///
     /// ```
@@ -225,8 +225,9 @@ impl Stream {
     /// ```
     pub fn runtime(&self) -> Result<&Runtime> {
         self.ask(|_| Ok(()))?;
-        let unsupported = || denied(Denied::Unsupported(RuntimeUnsupported(()).to_string().into()));
-        self.exchange()?.filter().meta.runtime.as_ref().ok_or_else(unsupported)
+        let unsupported =
+            || denied(Denied::Unsupported(RuntimeUnsupported::FLAGS.to_string().into()));
+        self.exchange()?.filter().meta.runtime().ok_or_else(unsupported)
     }
 
     /// Typed values that the filters of this exchange share.

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use attache_core::registry::{Defaults, Loaded, LoadedRoute, Registry};
 use attache_core::{
-    ConfigHost, EachUpdate, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, RuntimeFlags,
-    SecretError, SecretUpdates, SharedCalls, guarded, is_serving,
+    ConfigHost, EachUpdate, FirstLook, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink,
+    RuntimeFlags, SecretError, SecretUpdates, SharedCalls, guarded, is_serving,
 };
 use cxx::UniquePtr;
 
@@ -196,16 +196,16 @@ impl ConfigHost for Defining {
         name: &str,
         sds_config: Option<&str>,
         updates: SecretUpdates,
-    ) -> Result<(), SecretError> {
+    ) -> Result<Option<FirstLook>, SecretError> {
         let (slot, mut why) = (Box::new(SecretSlot(updates)), String::new());
         match self.host().watch_secret(name, sds_config.unwrap_or_default(), slot, &mut why) {
-            true => Ok(()),
+            true => Ok(None),
             false => Err(SecretError::Refused { name: name.to_owned(), why }),
         }
     }
 
     fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        Some(Arc::new(Flags(self.host().make_runtime_flags())))
+        Some(flags_of(&self.host()))
     }
 }
 
@@ -257,6 +257,15 @@ impl MetricSink for Sink {
             self.notifier.notify();
         }
     }
+
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        // SAFETY: as in `update`, and the host lives as long as the config.
+        is_serving(self).then(|| flags_of(unsafe { self.host.as_ref() }))
+    }
+}
+
+fn flags_of(host: &ffi::ConfigHost) -> Arc<dyn RuntimeFlags> {
+    Arc::new(Flags(host.make_runtime_flags()))
 }
 
 /// Wakes a stream or a config.

@@ -1,6 +1,6 @@
 //! What a config has of Envoy's own: generic secrets, and runtime flags.
 
-use attache_core::{RuntimeFlags, SecretUpdates};
+use attache_core::{RuntimeFlags, RuntimeUnsupported, SecretUpdates};
 use cxx::UniquePtr;
 
 use crate::bridge::ffi;
@@ -44,8 +44,8 @@ impl RuntimeFlags for Flags {
         self.0.double(key, default)
     }
 
-    fn string(&self, key: &str) -> Option<String> {
+    fn string(&self, key: &str) -> Result<Option<String>, RuntimeUnsupported> {
         let mut value = String::new();
-        self.0.text(key, &mut value).then_some(value)
+        Ok(self.0.text(key, &mut value).then_some(value))
     }
 }

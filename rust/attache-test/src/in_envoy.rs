@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use attache_core::{RuntimeFlags, SecretUpdates};
+use attache_core::{RuntimeFlags, RuntimeUnsupported, SecretUpdates};
 
 /// Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -64,8 +64,8 @@ impl Flags {
         };
     }
 
-    fn parsed<T: std::str::FromStr>(&self, key: &str, default: T) -> T {
-        self.lock().get(key).and_then(|value| value.parse().ok()).unwrap_or(default)
+    fn parsed<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
+        self.lock().get(key)?.parse().ok()
     }
 }
 
@@ -76,18 +76,20 @@ impl RuntimeFlags for Flags {
     }
 
     fn boolean(&self, key: &str, default: bool) -> bool {
-        self.parsed(key, default)
+        self.parsed(key).unwrap_or(default)
     }
 
+    /// Envoy takes the whole part of another number.
     fn integer(&self, key: &str, default: u64) -> u64 {
-        self.parsed(key, default)
+        let part = || self.parsed(key).filter(|part: &f64| *part >= 0.0).map(|part| part as u64);
+        self.parsed(key).or_else(part).unwrap_or(default)
     }
 
     fn double(&self, key: &str, default: f64) -> f64 {
-        self.parsed(key, default)
+        self.parsed(key).unwrap_or(default)
     }
 
-    fn string(&self, key: &str) -> Option<String> {
-        self.lock().get(key).cloned()
+    fn string(&self, key: &str) -> Result<Option<String>, RuntimeUnsupported> {
+        Ok(self.lock().get(key).cloned())
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use attache_core::{
-    MetricId, MetricKind, MetricOp, MetricSink, RuntimeFlags, SecretError, SecretUpdates,
-    SharedCalls,
+    FirstLook, MetricId, MetricKind, MetricOp, MetricSink, RuntimeFlags, SecretError,
+    SecretUpdates, SharedCalls,
 };
 
 use crate::cluster::TestCalls;
-use crate::in_envoy::InEnvoy;
+use crate::in_envoy::{Flags, InEnvoy};
 
 /// What a filter has defined and recorded. Shared by clones.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,24 @@ struct Store {
 impl Metrics {
     fn with<R>(&self, f: impl FnOnce(&mut Store) -> R) -> R {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
+        let labels = labels.iter().map(|&l| l.to_owned()).collect();
+        self.with(|store| {
+            let values = store.values.entry((metric.id, labels)).or_default();
+            match op {
+                MetricOp::Record => values.push(value),
+                _ => {
+                    let before = values.pop().unwrap_or(0);
+                    values.push(match op {
+                        MetricOp::Add => before.wrapping_add(value),
+                        MetricOp::Sub => before.wrapping_sub(value),
+                        MetricOp::Set | MetricOp::Record => value,
+                    });
+                }
+            }
+        });
     }
 
     /// The values of a metric: one of a counter or gauge, all of a histogram.
@@ -69,7 +87,7 @@ impl attache_core::ConfigHost for TestConfig {
     }
 
     fn sink(&self) -> Arc<dyn MetricSink> {
-        Arc::new(self.metrics.clone())
+        Arc::new(TestSink { metrics: self.metrics.clone(), flags: self.envoy.flags.clone() })
     }
 
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
@@ -81,10 +99,10 @@ impl attache_core::ConfigHost for TestConfig {
         name: &str,
         sds_config: Option<&str>,
         updates: SecretUpdates,
-    ) -> Result<(), SecretError> {
+    ) -> Result<Option<FirstLook>, SecretError> {
         // A static one is there from the start.
         self.envoy.secrets.watch(name, sds_config.is_none().then_some(name), updates);
-        Ok(())
+        Ok(None)
     }
 
     fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
@@ -96,22 +114,18 @@ impl attache_core::ConfigHost for TestConfig {
     }
 }
 
-impl MetricSink for Metrics {
+/// What stays of it.
+struct TestSink {
+    metrics: Metrics,
+    flags: Flags,
+}
+
+impl MetricSink for TestSink {
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        Some(Arc::new(self.flags.clone()))
+    }
+
     fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
-        let labels = labels.iter().map(|&l| l.to_owned()).collect();
-        self.with(|store| {
-            let values = store.values.entry((metric.id, labels)).or_default();
-            match op {
-                MetricOp::Record => values.push(value),
-                _ => {
-                    let before = values.pop().unwrap_or(0);
-                    values.push(match op {
-                        MetricOp::Add => before.wrapping_add(value),
-                        MetricOp::Sub => before.wrapping_sub(value),
-                        MetricOp::Set | MetricOp::Record => value,
-                    });
-                }
-            }
-        });
+        self.metrics.update(metric, op, value, labels);
     }
 }

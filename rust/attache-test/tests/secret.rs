@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use attache_core::registry::Registry;
 use attache_core::{
-    ConfigError, ConfigHost, Filter, MetricId, MetricKind, MetricOp, MetricSink, Next, Request,
-    Response, Result, Secret, SecretError, SecretSource, Setup,
+    ConfigError, ConfigHost, Filter, FirstLook, MetricId, MetricKind, MetricOp, MetricSink, Next,
+    Request, Response, Result, Secret, SecretError, SecretSource, SecretUpdates, Setup,
 };
 use attache_test::{TestHost, TestRequest};
 use http::StatusCode;
@@ -257,22 +258,24 @@ fn errors_have_types_and_nothing_shows_a_secret() {
     );
 }
 
+/// As little as a host can be.
+struct Bare;
+
+impl MetricSink for Bare {
+    fn update(&self, _: MetricId, _: MetricOp, _: u64, _: &[&str]) {}
+}
+
+impl ConfigHost for Bare {
+    fn define(&mut self, kind: MetricKind, _: &str, _: &[&str]) -> Result<MetricId, String> {
+        Ok(MetricId { kind, id: 0 })
+    }
+    fn sink(&self) -> Arc<dyn MetricSink> {
+        Arc::new(Bare)
+    }
+}
+
 #[test]
 fn a_host_without_envoy_s_secrets_and_flags_says_so() {
-    /// As little as a host can be.
-    struct Bare;
-    struct Nowhere;
-    impl MetricSink for Nowhere {
-        fn update(&self, _: MetricId, _: MetricOp, _: u64, _: &[&str]) {}
-    }
-    impl ConfigHost for Bare {
-        fn define(&mut self, kind: MetricKind, _: &str, _: &[&str]) -> Result<MetricId, String> {
-            Ok(MetricId { kind, id: 0 })
-        }
-        fn sink(&self) -> std::sync::Arc<dyn MetricSink> {
-            std::sync::Arc::new(Nowhere)
-        }
-    }
     struct Flagged;
     impl Filter for Flagged {
         type Config = ();
@@ -315,9 +318,63 @@ fn a_secret_of_envoy_s_comes_when_envoy_has_it_and_changes_at_once() {
 }
 
 #[test]
+fn a_host_may_be_asked_for_a_first_value_and_only_for_that() {
+    static UPDATES: Mutex<Option<Arc<SecretUpdates>>> = Mutex::new(None);
+    static SECRET: Mutex<Option<Secret>> = Mutex::new(None);
+    static LOOKS: AtomicUsize = AtomicUsize::new(0);
+    /// A host that is not told of changes. What its looks find is "0", "1" and so on, but "0" is not there.
+    struct Looking(Bare);
+    impl ConfigHost for Looking {
+        fn define(&mut self, kind: MetricKind, n: &str, l: &[&str]) -> Result<MetricId, String> {
+            self.0.define(kind, n, l)
+        }
+        fn sink(&self) -> Arc<dyn MetricSink> {
+            self.0.sink()
+        }
+        fn watch_secret(
+            &mut self,
+            _: &str,
+            _: Option<&str>,
+            updates: SecretUpdates,
+        ) -> Result<Option<FirstLook>, SecretError> {
+            let updates = Arc::new(updates);
+            *UPDATES.lock().unwrap() = Some(updates.clone());
+            Ok(Some(Arc::new(move || match LOOKS.fetch_add(1, Ordering::Relaxed) {
+                0 => updates.first(b""),
+                look => updates.first(look.to_string().as_bytes()),
+            })))
+        }
+    }
+    struct Keyed;
+    impl Filter for Keyed {
+        type Config = SecretSource;
+        type RouteConfig = ();
+        fn new(key: SecretSource, setup: &mut Setup) -> Result<Self, ConfigError> {
+            *SECRET.lock().unwrap() = Some(setup.secret(&key)?);
+            Ok(Keyed)
+        }
+        async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+            next.run(req).await
+        }
+    }
+    let config = br#"{"sds_secret_config": {"name": "key", "sds_config": {}}}"#;
+    let registry = Registry::new().with::<Keyed>("keyed");
+    registry.load("keyed", config, Box::new(Looking(Bare))).unwrap();
+    let secret = SECRET.lock().unwrap().take().unwrap();
+    let updates = UPDATES.lock().unwrap().take().unwrap();
+    assert_eq!(secret.try_get(), Err(SecretError::Pending { name: "key".into() }));
+    assert_eq!(secret.get(), "1");
+    assert_eq!(secret.try_get().unwrap(), "1");
+    updates.set(b"told");
+    updates.first(b"an old one");
+    assert_eq!(secret.get(), "told");
+    assert_eq!(LOOKS.load(Ordering::Relaxed), 2);
+}
+
+#[test]
 fn runtime_flags_are_seen_from_an_exchange_until_it_ends() {
     /// The stream of an exchange that is over.
-    static ENDED: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+    static ENDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
     thread_local!(static STREAM: std::cell::RefCell<Option<attache_core::Stream>> = const {
         std::cell::RefCell::new(None)
     });
@@ -330,7 +387,7 @@ fn runtime_flags_are_seen_from_an_exchange_until_it_ends() {
         }
         async fn handle(&self, req: Request, _: Next) -> attache_core::Result<Response> {
             let stream = req.stream();
-            let text = stream.runtime()?.string("flag").unwrap_or_default();
+            let text = stream.runtime()?.string("flag")?.unwrap_or_default();
             STREAM.set(Some(stream));
             Ok(Response::text(StatusCode::OK, text))
         }
@@ -344,7 +401,7 @@ fn runtime_flags_are_seen_from_an_exchange_until_it_ends() {
     assert_eq!(got(), "");
     host.set_runtime("flag", "on");
     assert_eq!(got(), "on");
-    assert_eq!(*ENDED.lock().unwrap(), ["Ok(None)", r#"Ok(Some("on"))"#]);
+    assert_eq!(*ENDED.lock().unwrap(), ["Ok(Ok(None))", r#"Ok(Ok(Some("on")))"#]);
     let stream = STREAM.take().unwrap();
     assert_eq!(stream.runtime().unwrap_err().kind(), attache_core::ErrorKind::Gone);
 }

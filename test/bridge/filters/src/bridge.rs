@@ -89,21 +89,17 @@ impl Filter for Bridge {
         }
         match path.as_str() {
             "/pass" => (),
-            // The secret, and a flag of each kind that is set and one that is not; on another thread.
+            // The secret and the flags on another thread, and the flags here as well.
             "/envoy" => {
                 let (secret, runtime) = (self.secret.clone(), self.runtime.clone());
                 let told = move || {
-                    let all = ["set", "unset"].map(|key| {
-                        let feature = runtime.feature_enabled(key, 0);
-                        let boolean = runtime.boolean(key, false);
-                        let integer = runtime.integer(key, 1);
-                        let double = runtime.double(key, 1.5);
-                        format!("{feature} {boolean} {integer} {double} {:?}", runtime.string(key))
-                    });
-                    format!("{} {}", String::from_utf8_lossy(&secret.get()), all.join(" "))
+                    let secret = String::from_utf8_lossy(&secret.get()).into_owned();
+                    (secret, flags(&runtime))
                 };
-                let told = attache::spawn_blocking(told).await?;
-                return Ok(Response::text(StatusCode::OK, told));
+                let (secret, elsewhere) = attache::spawn_blocking(told).await?;
+                let here = flags(req.stream().runtime()?);
+                let same = if here == elsewhere { "" } else { " elsewhere" };
+                return Ok(Response::text(StatusCode::OK, format!("{secret} {here}{same}")));
             }
             // The body goes through the service, and comes back.
             "/call-stream" => {
@@ -316,6 +312,19 @@ const CLUSTERS: [&str; 5] = ["service", "sick", "busy", "shut", "nobody"];
 
 /// What came of the calls of tasks that may outlive their config.
 static OUTCOMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A flag of each kind that is set, and one that is not.
+fn flags(runtime: &Runtime) -> String {
+    let all = ["set", "unset"].map(|key| {
+        let feature = runtime.feature_enabled(key, 0);
+        let boolean = runtime.boolean(key, false);
+        let integer = runtime.integer(key, 1);
+        let double = runtime.double(key, 1.5);
+        let text = runtime.string(key).expect("told in this host");
+        format!("{feature} {boolean} {integer} {double} {text:?}")
+    });
+    all.join(" ")
+}
 
 impl Bridge {
     fn shared(&self, name: &str) -> Result<&SharedCluster> {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 #[serde(default)]
 pub(crate) struct Config {
-    /// Whether the filter takes the flags while it is made, and not just in an exchange.
+    /// Whether the filter takes the flags, and looks at them, while it is made, and not just in an exchange.
     early: bool,
 }
 
@@ -24,7 +24,10 @@ impl Filter for Flagged {
     type RouteConfig = ();
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        Ok(Flagged(if config.early { Some(setup.runtime()?) } else { None }))
+        let early = config.early.then(|| setup.runtime()).transpose()?;
+        // Where a look has to be the second one to be right, this is the first.
+        let _ = early.as_ref().map(told);
+        Ok(Flagged(early))
     }
 
     async fn handle(&self, req: Request, _: Next) -> Result<Response> {
@@ -49,6 +52,9 @@ fn told(runtime: &Runtime) -> String {
     let boolean = runtime.boolean("test.boolean", true);
     let integer = runtime.integer("test.integer", 7);
     let double = runtime.double("test.double", 0.5);
-    let string = runtime.string("test.string");
-    format!("{feature} {boolean} {integer} {double} {string:?}")
+    let string = match runtime.string("test.string") {
+        Ok(string) => format!("{string:?}"),
+        Err(_) => "untold".to_owned(),
+    };
+    format!("{feature} {boolean} {integer} {double} {string}")
 }
