@@ -468,6 +468,20 @@ callbacks! {
         fn(EnvoyFilter, *mut EnvoyBuffer) -> bool;
     /// Writes the whole of it.
     get_timing_info = "http_get_timing_info": fn(EnvoyFilter, *mut TimingInfo);
+
+    // As above: these are shown by `test/e2e/tests/observe.rs`, and their signatures are those of the
+    // machine code in the released binary.
+
+    /// Name, and a `ConfigSource` as JSON or nothing. Returns an id, or 0. Only while the config is made.
+    subscribe_secret = "http_filter_config_generic_secret_subscribe":
+        fn(EnvoyConfig, ModuleBuffer, ModuleBuffer) -> usize;
+    /// What this thread of Envoy's knows: nothing at all if it is not there yet.
+    get_secret = "http_filter_config_get_generic_secret":
+        fn(EnvoyConfig, usize, *mut EnvoyBuffer) -> bool;
+    /// Key and default, which is the answer on all threads but Envoy's main one. So below.
+    get_runtime_bool = "get_runtime_bool": fn(ModuleBuffer, bool) -> bool;
+    get_runtime_int = "get_runtime_int": fn(ModuleBuffer, u64) -> u64;
+    get_runtime_number = "get_runtime_number": fn(ModuleBuffer, f64) -> f64;
     }
 }
 

@@ -6,8 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::ThreadId;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use attache_core::host::{CallRefused, CallStart};
@@ -15,13 +14,10 @@ use attache_core::{PendingCall, SharedCalls, SharedRequest};
 
 use crate::abi::{
     Callbacks, EnvoyBuffer, EnvoyConfig, EnvoyFilter, EnvoyHeader, ModuleBuffer, ModuleHeader,
-    Scheduler, callout_init,
+    callout_init,
 };
-use crate::config::commit;
+use crate::config::{MainThread, event};
 use crate::stream::module_headers;
-
-/// The event by which a config's main thread is asked to look at its calls; metrics have 0.
-pub(crate) const CALLS: u64 = 1;
 
 /// How long a config that goes on a worker waits for the main thread to be done with its calls.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -132,8 +128,7 @@ pub(crate) unsafe fn slices<'a>(
 pub(crate) struct ConfigCalls {
     envoy: EnvoyConfig,
     api: &'static Callbacks,
-    scheduler: Scheduler,
-    main: ThreadId,
+    main: Arc<MainThread>,
     tickets: AtomicU64,
     state: Mutex<State>,
     /// No call is under way any more.
@@ -174,23 +169,23 @@ const _: () = {
 };
 
 // SAFETY: `envoy` is used only by methods whose callers prove that the config lives and that this is
-// Envoy's main thread. The scheduler holds a weak reference to the config, and committing is made for
-// any thread.
+// Envoy's main thread.
 unsafe impl Send for ConfigCalls {}
 // SAFETY: as above; the rest is behind a mutex.
 unsafe impl Sync for ConfigCalls {}
 
 impl ConfigCalls {
     /// # Safety
-    /// `envoy` must be the config that Envoy is making, further down the stack, on its main thread.
-    pub(crate) unsafe fn new(envoy: EnvoyConfig, api: &'static Callbacks) -> Self {
-        // SAFETY: the caller's promise.
-        let scheduler = unsafe { (api.config_scheduler_new)(envoy) };
+    /// `envoy` must be the config that Envoy is making, further down the stack.
+    pub(crate) unsafe fn new(
+        envoy: EnvoyConfig,
+        api: &'static Callbacks,
+        main: Arc<MainThread>,
+    ) -> Self {
         ConfigCalls {
             envoy,
             api,
-            scheduler,
-            main: std::thread::current().id(),
+            main,
             tickets: AtomicU64::new(0),
             state: Mutex::default(),
             idle: Condvar::new(),
@@ -212,9 +207,7 @@ impl ConfigCalls {
         let first = !std::mem::replace(&mut state.scheduled, true);
         drop(state);
         if first {
-            // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the
-            // config is gone it does nothing.
-            commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, CALLS) });
+            self.main.ask(event::CALLS);
         }
     }
 
@@ -304,7 +297,7 @@ impl ConfigCalls {
         let mut state = self.state();
         state.closed = true;
         let orders = std::mem::take(&mut state.queue);
-        if std::thread::current().id() != self.main && !state.live.is_empty() {
+        if !self.main.is_here() && !state.live.is_empty() {
             let waited = self.idle.wait_timeout_while(state, PATIENCE, |s| !s.live.is_empty());
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             if !state.live.is_empty() {
@@ -330,12 +323,5 @@ impl SharedCalls for ConfigCalls {
 
     fn cancel(&self, ticket: u64) {
         self.order(Order::Cancel(ticket));
-    }
-}
-
-impl Drop for ConfigCalls {
-    fn drop(&mut self) {
-        // SAFETY: made by `config_scheduler_new`, deleted once.
-        unsafe { (self.api.config_scheduler_delete)(self.scheduler) }
     }
 }

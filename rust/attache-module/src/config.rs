@@ -2,15 +2,17 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 use attache_core::registry::{Loaded, LoadedRoute};
 use attache_core::{
-    ConfigHost, EachUpdate, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink, SharedCalls,
-    is_serving,
+    ConfigHost, EachUpdate, FirstLook, MetricId, MetricKind, MetricOp, MetricQueue, MetricSink,
+    RuntimeFlags, SecretError, SecretUpdates, SharedCalls, is_serving,
 };
 
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
 use crate::callout::ConfigCalls;
+use crate::envoy::InEnvoy;
 use crate::stream::module_buffers;
 
 thread_local!(static COMMITTING: Cell<bool> = const { Cell::new(false) });
@@ -23,6 +25,57 @@ pub(crate) fn commit(post: impl FnOnce()) {
     let before = COMMITTING.replace(true);
     post();
     COMMITTING.set(before);
+}
+
+/// Envoy's main thread, as a config of ours can ask for it.
+pub(crate) struct MainThread {
+    api: &'static Callbacks,
+    scheduler: Scheduler,
+    id: ThreadId,
+}
+
+/// What the main thread is asked for: Envoy hands it to `config_scheduled`.
+pub(crate) mod event {
+    /// The metrics of other threads: [`Sink`](super::Sink).
+    pub(crate) const METRICS: u64 = 0;
+    /// Calls to clusters: [`ConfigCalls`](super::ConfigCalls).
+    pub(crate) const CALLS: u64 = 1;
+    /// A look at secrets and runtime flags: [`InEnvoy`](super::InEnvoy).
+    pub(crate) const LOOK: u64 = 2;
+}
+
+// SAFETY: the scheduler holds a weak reference to the config, and committing is made for any thread.
+unsafe impl Send for MainThread {}
+// SAFETY: as above.
+unsafe impl Sync for MainThread {}
+
+impl MainThread {
+    /// # Safety
+    /// `envoy` must be the config that Envoy is making, further down the stack, on its main thread.
+    pub(crate) unsafe fn new(envoy: EnvoyConfig, api: &'static Callbacks) -> Self {
+        // SAFETY: the caller's promise.
+        let scheduler = unsafe { (api.config_scheduler_new)(envoy) };
+        MainThread { api, scheduler, id: std::thread::current().id() }
+    }
+
+    /// Whether this is it.
+    pub(crate) fn is_here(&self) -> bool {
+        std::thread::current().id() == self.id
+    }
+
+    /// Asks for one of [`event`]. The config may end in here.
+    pub(crate) fn ask(&self, event: u64) {
+        // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the config is
+        // gone it does nothing.
+        commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, event) });
+    }
+}
+
+impl Drop for MainThread {
+    fn drop(&mut self) {
+        // SAFETY: made by `config_scheduler_new`, deleted once.
+        unsafe { (self.api.config_scheduler_delete)(self.scheduler) }
+    }
 }
 
 /// What Envoy keeps for us per filter config.
@@ -88,6 +141,29 @@ impl ConfigHost for ConfigStream {
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
         Some(self.calls.clone())
     }
+
+    fn watch_secret(
+        &mut self,
+        name: &str,
+        sds_config: Option<&str>,
+        updates: SecretUpdates,
+    ) -> Result<Option<FirstLook>, SecretError> {
+        // SAFETY: the config is being made by Envoy, further down the stack.
+        let watched = unsafe { self.sink.in_envoy.watch(name, sds_config, updates) }?;
+        let (sink, watched) = (self.sink.clone(), Arc::downgrade(&watched));
+        Ok(Some(Arc::new(move || {
+            if is_serving(&*sink)
+                && let Some(watched) = watched.upgrade()
+            {
+                // SAFETY: as in `Sink::update`.
+                unsafe { sink.in_envoy.first(&watched) }
+            }
+        })))
+    }
+
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        self.sink.runtime_flags()
+    }
 }
 
 /// Where a config's metric updates go.
@@ -97,13 +173,13 @@ impl ConfigHost for ConfigStream {
 pub(crate) struct Sink {
     envoy: EnvoyConfig,
     api: &'static Callbacks,
-    scheduler: Scheduler,
+    main: Arc<MainThread>,
     pub(crate) queue: MetricQueue,
+    pub(crate) in_envoy: Arc<InEnvoy>,
 }
 
 // SAFETY: `envoy` is used only through `apply`, whose callers prove that the config lives and that
-// this is a thread of Envoy's. The scheduler holds a weak reference to the config, and committing is
-// made for any thread.
+// this is a thread of Envoy's.
 unsafe impl Send for Sink {}
 // SAFETY: as above; the queue is made for any thread.
 unsafe impl Sync for Sink {}
@@ -111,10 +187,14 @@ unsafe impl Sync for Sink {}
 impl Sink {
     /// # Safety
     /// `envoy` must be the config that Envoy is making, further down the stack.
-    pub(crate) unsafe fn new(envoy: EnvoyConfig, api: &'static Callbacks) -> Self {
+    pub(crate) unsafe fn new(
+        envoy: EnvoyConfig,
+        api: &'static Callbacks,
+        main: Arc<MainThread>,
+    ) -> Self {
         // SAFETY: the caller's promise.
-        let scheduler = unsafe { (api.config_scheduler_new)(envoy) };
-        Sink { envoy, api, scheduler, queue: MetricQueue::new() }
+        let in_envoy = Arc::new(unsafe { InEnvoy::new(envoy, api, main.clone()) });
+        Sink { envoy, api, main, queue: MetricQueue::new(), in_envoy }
     }
 
     /// # Safety
@@ -133,13 +213,6 @@ impl Sink {
         let result =
             unsafe { update(self.envoy, metric.id, buffers.as_ptr(), buffers.len(), value) };
         debug_assert_eq!(result, METRICS_SUCCESS, "ids and label counts are checked before");
-    }
-
-    /// Asks for the main thread. The config may end in here.
-    fn ask(&self) {
-        // SAFETY: the scheduler lives as long as we do; any thread may commit, and when the config is
-        // gone it does nothing.
-        commit(|| unsafe { (self.api.config_scheduler_commit)(self.scheduler, 0) });
     }
 
     /// Takes what foreign threads have left.
@@ -182,21 +255,62 @@ impl MetricSink for Sink {
             // report events: it is a worker of Envoy's, and the hook's stream keeps the config.
             unsafe { self.apply(metric, op, value, labels) }
         } else if self.queue.leave(metric, op, value, labels) {
-            self.ask();
+            self.main.ask(event::METRICS);
         }
     }
 
     fn update_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) {
         if self.queue.leave_all(updates) {
-            self.ask();
+            self.main.ask(event::METRICS);
         }
+    }
+
+    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
+        self.in_envoy.flags()
     }
 }
 
-impl Drop for Sink {
-    fn drop(&mut self) {
-        // SAFETY: made by `config_scheduler_new`, deleted once.
-        unsafe { (self.api.config_scheduler_delete)(self.scheduler) }
+/// What of Envoy tests need to load a config.
+#[cfg(test)]
+pub(crate) mod fake {
+    use std::ffi::{CStr, c_void};
+
+    use super::*;
+    use crate::abi::ModuleBuffer;
+
+    unsafe extern "C" fn define(
+        _: EnvoyConfig,
+        _: ModuleBuffer,
+        _: *const ModuleBuffer,
+        _: usize,
+        _: *mut usize,
+    ) -> u32 {
+        METRICS_SUCCESS
+    }
+
+    /// The scheduler is the config.
+    unsafe extern "C" fn make_scheduler(envoy: EnvoyConfig) -> Scheduler {
+        envoy
+    }
+
+    unsafe extern "C" fn delete_scheduler(_: Scheduler) {}
+
+    unsafe extern "C" fn never() {
+        std::process::abort();
+    }
+
+    /// A callback's name, without what all have in common.
+    pub(crate) fn name_of(name: &'static CStr) -> &'static str {
+        name.to_str().unwrap().strip_prefix("envoy_dynamic_module_callback_").unwrap()
+    }
+
+    pub(crate) fn find(name: &'static CStr) -> *mut c_void {
+        match name_of(name).strip_prefix("http_filter_config_").unwrap_or("") {
+            "define_counter" | "define_gauge" | "define_histogram" => define as *mut c_void,
+            "scheduler_new" => make_scheduler as *mut c_void,
+            "scheduler_delete" => delete_scheduler as *mut c_void,
+            _ => never as *mut c_void,
+        }
     }
 }
 
@@ -228,16 +342,6 @@ mod tests {
         unsafe { &*envoy.cast::<FakeConfig>() }
     }
 
-    unsafe extern "C" fn define(
-        _: EnvoyConfig,
-        _: ModuleBuffer,
-        _: *const ModuleBuffer,
-        _: usize,
-        _: *mut usize,
-    ) -> u32 {
-        METRICS_SUCCESS
-    }
-
     unsafe extern "C" fn add(
         envoy: EnvoyConfig,
         _: usize,
@@ -263,10 +367,6 @@ mod tests {
         METRICS_SUCCESS
     }
 
-    unsafe extern "C" fn make_scheduler(envoy: EnvoyConfig) -> Scheduler {
-        envoy
-    }
-
     unsafe extern "C" fn post(scheduler: Scheduler, _: u64) {
         // SAFETY: as in `add`: the scheduler is the config.
         let going = unsafe { fake(scheduler) }.going.swap(null_mut(), Ordering::SeqCst);
@@ -275,22 +375,12 @@ mod tests {
         }
     }
 
-    unsafe extern "C" fn delete_scheduler(_: Scheduler) {}
-
-    unsafe extern "C" fn never() {
-        std::process::abort();
-    }
-
     fn find(name: &'static CStr) -> *mut c_void {
-        let name = name.to_str().unwrap();
-        match name.strip_prefix("envoy_dynamic_module_callback_http_filter_config_").unwrap_or("") {
-            "define_counter" | "define_gauge" | "define_histogram" => define as *mut c_void,
-            "increment_counter" => add as *mut c_void,
-            "record_histogram_value" => record as *mut c_void,
-            "scheduler_new" => make_scheduler as *mut c_void,
-            "scheduler_commit" => post as *mut c_void,
-            "scheduler_delete" => delete_scheduler as *mut c_void,
-            _ => never as *mut c_void,
+        match fake::name_of(name) {
+            "http_filter_config_increment_counter" => add as *mut c_void,
+            "http_filter_config_record_histogram_value" => record as *mut c_void,
+            "http_filter_config_scheduler_commit" => post as *mut c_void,
+            _ => fake::find(name),
         }
     }
 
@@ -329,7 +419,10 @@ mod tests {
         let api = Box::leak(Box::new(unsafe { Callbacks::load(find) }.unwrap()));
         let envoy = std::ptr::from_ref(envoy).cast_mut().cast();
         // SAFETY: the callbacks above take it.
-        let (sink, calls) = unsafe { (Sink::new(envoy, api), ConfigCalls::new(envoy, api)) };
+        let main = Arc::new(unsafe { MainThread::new(envoy, api) });
+        // SAFETY: as above.
+        let (sink, calls) =
+            unsafe { (Sink::new(envoy, api, main.clone()), ConfigCalls::new(envoy, api, main)) };
         let (sink, calls) = (Arc::new(sink), Arc::new(calls));
         let host = ConfigStream { envoy, api, sink: sink.clone(), calls: calls.clone() };
         let registry = Registry::new().with::<Counting>("counting");

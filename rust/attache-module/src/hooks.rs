@@ -20,8 +20,8 @@ use crate::abi::{
     EnvoyFilter, EnvoyHeader, LOCAL_REPLY_CONTINUE, ModulePtr, body_status, headers_status,
     log_level, trailers_status,
 };
-use crate::callout::{self, CALLS, ConfigCalls};
-use crate::config::{ConfigStream, ModuleConfig, RouteConfig, Sink};
+use crate::callout::{self, ConfigCalls};
+use crate::config::{ConfigStream, MainThread, ModuleConfig, RouteConfig, Sink, event};
 use crate::log;
 use crate::stream::Stream;
 
@@ -239,22 +239,27 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
         // SAFETY: Envoy's buffers live during this call.
         let (name, config) = unsafe { (name.as_slice(), config.as_slice()) };
         let name = String::from_utf8_lossy(name);
-        // SAFETY: `envoy` is being made by Envoy, further down the stack.
-        let sink = Arc::new(unsafe { Sink::new(envoy, &module.api) });
+        // SAFETY: `envoy` is being made by Envoy, further down the stack. So below.
+        let main = Arc::new(unsafe { MainThread::new(envoy, &module.api) });
         // SAFETY: as above.
-        let calls = Arc::new(unsafe { ConfigCalls::new(envoy, &module.api) });
+        let sink = Arc::new(unsafe { Sink::new(envoy, &module.api, main.clone()) });
+        // SAFETY: as above.
+        let calls = Arc::new(unsafe { ConfigCalls::new(envoy, &module.api, main) });
         let host = Box::new(ConfigStream {
             envoy,
             api: &module.api,
             sink: sink.clone(),
             calls: calls.clone(),
         });
-        match module.registry.load(&name, config, host) {
+        let loaded = module.registry.load(&name, config, host);
+        sink.in_envoy.made();
+        match loaded {
             Ok(loaded) => {
                 Box::into_raw(Box::new(ModuleConfig { loaded, sink, calls })).cast_const().cast()
             }
             Err(reason) => {
                 sink.queue.close();
+                sink.in_envoy.close();
                 calls.close();
                 refuse(module, &reason)
             }
@@ -277,16 +282,17 @@ pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(conf
         // SAFETY: Envoy calls this at the beginning of its config's destructor: the config's metrics are
         // still there.
         unsafe { config.sink.end(&config.loaded) };
+        config.sink.in_envoy.close();
         config.calls.close();
     });
 }
 
-/// The main thread runs what a [`Sink`], or a call to a cluster, asked for.
+/// The main thread runs what it was asked for: one of [`event`].
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
     _envoy: EnvoyConfig,
     config: ModulePtr,
-    event: u64,
+    asked: u64,
 ) {
     if config.is_null() {
         return;
@@ -296,7 +302,11 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
         // which is on its main thread.
         unsafe {
             let config = &*config.cast::<ModuleConfig>();
-            if event == CALLS { config.calls.flush() } else { config.sink.flush() }
+            match asked {
+                event::CALLS => config.calls.flush(),
+                event::LOOK => config.sink.in_envoy.look_now(),
+                _ => config.sink.flush(),
+            }
         }
     });
 }

@@ -11,6 +11,7 @@
 //! | calls to clusters | `callout.rs` |
 //! | what is around its messages | `facts.rs`, `state.rs` |
 //! | configs and metrics | `config.rs` |
+//! | secrets and runtime flags | `envoy.rs` |
 //! | tracing spans | `span.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
@@ -21,6 +22,7 @@
 mod abi;
 mod callout;
 mod config;
+mod envoy;
 mod facts;
 mod hooks;
 mod log;

@@ -147,6 +147,33 @@ fn levels(config: Config) -> Config {
         .route(route("/"))
 }
 
+/// The runtime flags of the profile that has some: JSON, or a text.
+pub(crate) const FLAGS: [(&str, &str); 4] = [
+    ("conformance.on", "100"),
+    ("conformance.no", "false"),
+    ("conformance.half", "2.5"),
+    ("conformance.text", "neither"),
+];
+
+/// What its filter is made with.
+pub(crate) fn envoy_options() -> Value {
+    let flags = FLAGS.map(|(key, _)| key);
+    json!({"script_header": SCRIPT_HEADERS[0], "secret": {"sds": "key"}, "flags": flags})
+}
+
+/// A secret and runtime flags of Envoy's own.
+fn envoy(config: Config) -> Config {
+    config.filter(filter(0, &Value::Null).config(envoy_options())).patch(|bootstrap| {
+        bootstrap["static_resources"]["secrets"] =
+            json!([{"name": "key", "generic_secret": {"secret": {"inline_string": "key"}}}]);
+        let value = |text| serde_json::from_str(text).unwrap_or_else(|_| json!(text));
+        let flags: serde_json::Map<_, _> =
+            FLAGS.iter().map(|(key, text)| (key.to_string(), value(text))).collect();
+        bootstrap["layered_runtime"] =
+            json!({"layers": [{"name": "static", "static_layer": flags}]});
+    })
+}
+
 impl Profile {
     /// How far the client reads ahead; as far as it likes if `None`.
     pub(crate) fn window(self) -> Option<u32> {
@@ -190,6 +217,7 @@ impl Profile {
             Profile::FailOpen => config.filter(filter(0, &json!({"fail_open": true}))),
             Profile::State => state(config),
             Profile::Levels => levels(config),
+            Profile::Envoy => envoy(config),
         }
     }
 }

@@ -115,6 +115,8 @@ pub(crate) enum Profile {
     State,
     /// One, with a config for it at every level of some routes.
     Levels,
+    /// One, which has a secret of Envoy's and knows runtime flags.
+    Envoy,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]

@@ -20,7 +20,7 @@ use crate::check::{
 };
 use crate::content::Content;
 use crate::play::{ClientStep, Play, UpstreamStep};
-use crate::profile::SCRIPT_HEADERS;
+use crate::profile::{FLAGS, SCRIPT_HEADERS, envoy_options};
 use crate::report::{Cell, Outcome};
 use crate::scenario::{Case, ExpectClient, Profile, UpstreamSpec};
 
@@ -100,11 +100,17 @@ fn message(payload: &(dyn std::any::Any + Send)) -> String {
 
 fn load(profile: Profile) -> TestHost {
     let mut config = json!({"script_header": SCRIPT_HEADERS[0]});
-    if profile == Profile::FailOpen {
-        config["attache"] = json!({"fail_open": true});
+    match profile {
+        Profile::FailOpen => config["attache"] = json!({"fail_open": true}),
+        // A static secret has its name for a value here.
+        Profile::Envoy => config = envoy_options(),
+        _ => (),
     }
     let host = TestHost::from_registry(attache_registry(), "conformance", &config.to_string())
         .with_cluster("service", service);
+    if profile == Profile::Envoy {
+        FLAGS.iter().for_each(|(key, value)| host.set_runtime(key, *value));
+    }
     if profile == Profile::Small { host.with_buffer_limit(SMALL) } else { host }
 }
 
@@ -127,7 +133,7 @@ fn out_of_reach(case: &Case) -> Option<String> {
         return Some(reason.to_owned());
     }
     match scenario.profile {
-        Profile::Plain | Profile::Small | Profile::FailOpen => (),
+        Profile::Plain | Profile::Small | Profile::FailOpen | Profile::Envoy => (),
         Profile::Two | Profile::SmallTwo | Profile::Replies | Profile::State => {
             return needs("second filter");
         }

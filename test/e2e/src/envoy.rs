@@ -102,6 +102,12 @@ impl Version {
         &self.name
     }
 
+    /// Whether filters can do what stock Envoy lets them from 1.40 on: an Envoy with the filters compiled
+    /// in does, too.
+    pub fn tells_as_1_40(&self) -> bool {
+        self.compiled_in || self.name.starts_with("1.40.")
+    }
+
     /// Where the binary is.
     pub fn binary(&self) -> &Path {
         &self.binary

@@ -2,10 +2,11 @@
 //! again, secrets that change; and state that is one per config or one per worker. The filters are in `test/e2e/filters`.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use attache_e2e::{
-    Call, Collected, Config, Envoy, ModuleFilter, Modules, Protocol, Route, Update, Version,
-    envoy_filter, eventually,
+    Call, Collected, Config, Envoy, Launch, ModuleFilter, Modules, Protocol, Route, Update,
+    Version, envoy_filter, eventually,
 };
 use serde_json::{Value, json};
 
@@ -228,46 +229,75 @@ async fn a_secret_in_a_file_is_rotated_while_envoy_runs() {
     }
 }
 
+/// The file of a secret discovery, in a directory that Envoy watches.
+struct Discovery(tempfile::TempDir);
+
+impl Discovery {
+    fn new() -> Self {
+        Discovery(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("sds.yaml")
+    }
+
+    /// Moves a new file in the place of the old one, as those do who rotate secrets.
+    fn write(&self, text: &str) {
+        let new = self.0.path().join("new.yaml");
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(new, self.path()).expect("a file");
+    }
+
+    fn tell(&self, value: &str) {
+        let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+        self.write(&format!(
+            "resources:\n- \"@type\": {secret}\n  name: found\n  \
+             generic_secret: {{secret: {{inline_string: {value:?}}}}}\n"
+        ));
+    }
+
+    /// As a filter's config has it.
+    fn key(&self, path: &Path) -> Value {
+        let watched = json!({"path": path, "watched_directory": {"path": self.0.path()}});
+        json!({"sds_secret_config": {"name": "found", "sds_config": {
+            "path_config_source": watched, "resource_api_version": "V3",
+            "initial_fetch_timeout": "0.5s",
+        }}})
+    }
+}
+
+/// A filter that answers with its secret, in an Envoy that has a static one.
+fn keyed(key: Value) -> Config {
+    let filter = filter("keyed").config(json!({"key": key}));
+    let config = Config::new().route(Route::prefix("/").direct(200, "ok")).filter(filter);
+    config.patch(|bootstrap| {
+        bootstrap["static_resources"]["secrets"] = json!([
+            {"name": "key", "generic_secret": {"secret": {"inline_string": "static"}}},
+            {"name": "empty", "generic_secret": {"secret": {"inline_string": ""}}},
+            {"name": "tls", "tls_certificate": {"certificate_chain": {"inline_string": "no"}}},
+        ]);
+    })
+}
+
+async fn refused(launch: &Launch, key: Value, reason: &str) {
+    let refusal = launch.try_start(&keyed(key)).await.unwrap_err();
+    let reason = format!("filter `keyed`: config refused: field `key`: {reason}");
+    assert!(refusal.output.contains(&reason), "{refusal}");
+}
+
 #[tokio::test]
 async fn a_secret_of_envoy_s_own_is_there_and_rotated_where_filters_can_have_it() {
     let modules = modules();
     for version in Version::all() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("sds.yaml");
-        let write = |value: &str| {
-            let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
-            let text = format!(
-                "resources:\n- \"@type\": {secret}\n  name: found\n  \
-                 generic_secret: {{secret: {{inline_string: {value}}}}}\n"
-            );
-            let new = directory.path().join("new.yaml");
-            std::fs::write(&new, text).expect("a file");
-            std::fs::rename(new, &path).expect("a file");
-        };
-        write("first");
-        let keyed = |key: Value| {
-            let filter = filter("keyed").config(json!({"key": key}));
-            let config = Config::new().route(Route::prefix("/").direct(200, "ok")).filter(filter);
-            config.patch(|bootstrap| {
-                bootstrap["static_resources"]["secrets"] = json!([
-                    {"name": "key", "generic_secret": {"secret": {"inline_string": "static"}}},
-                ]);
-            })
-        };
-        let sds_config =
-            json!({"path_config_source": {"path": path}, "resource_api_version": "V3"});
-        let found = json!({"sds_secret_config": {"name": "found", "sds_config": sds_config}});
-        let launch = version.launch().modules(&modules);
-        let refused = async |key: Value, reason: &str| {
-            let refusal = launch.try_start(&keyed(key)).await.unwrap_err();
-            let reason = format!("filter `keyed`: config refused: field `key`: {reason}");
-            assert!(refusal.output.contains(&reason), "{refusal}");
-        };
-        if !version.is_compiled_in() {
+        let discovery = Discovery::new();
+        discovery.tell("first");
+        let found = discovery.key(&discovery.path());
+        let launch = version.launch().modules(&modules).concurrency(2);
+        if !version.tells_as_1_40() {
             let reason =
                 "filters cannot get secrets of Envoy's secret discovery; have it in a file";
-            refused(json!({"sds": "key"}), reason).await;
-            refused(found, reason).await;
+            refused(&launch, json!({"sds": "key"}), reason).await;
+            refused(&launch, found, reason).await;
             continue;
         }
         let envoy = launch.start(&keyed(json!({"sds": "key"}))).await;
@@ -276,15 +306,82 @@ async fn a_secret_of_envoy_s_own_is_there_and_rotated_where_filters_can_have_it(
 
         let envoy = launch.start(&keyed(found)).await;
         assert_eq!(get(&envoy, "/").await.text(), "first", "Envoy waits for it before it serves");
-        write("second");
-        eventually("the new secret", async || get(&envoy, "/").await.text() == "second").await;
+        for value in ["second", "third"] {
+            discovery.tell(value);
+            eventually("the new secret", async || get(&envoy, "/").await.text() == value).await;
+        }
+        // What Envoy refuses, and what is empty, leaves the last one in place.
+        discovery.write("resources: nothing of the kind");
+        envoy.wait_for_log(&["[warning]", "Filesystem config update"]).await;
+        assert_eq!(get(&envoy, "/").await.text(), "third");
+        discovery.tell("");
+        let last = "filter `keyed`: the secret `found`: it is empty; the last value stays";
+        envoy.wait_for_log(&["[warning]", last]).await;
+        assert_eq!(get(&envoy, "/").await.text(), "third");
+        discovery.tell("fourth");
+        eventually("the new secret", async || get(&envoy, "/").await.text() == "fourth").await;
         envoy.finish().await;
+    }
+}
 
-        let nowhere =
-            "the secret `none`: there is no generic secret of this name in Envoy's bootstrap";
-        refused(json!({"sds": "none"}), nowhere).await;
-        let wrong = json!({"sds_secret_config": {"name": "key", "sds_config": {"path": 1}}});
-        refused(wrong, "the secret `key`: its `sds_config`: ").await;
+#[tokio::test]
+async fn a_secret_of_envoy_s_own_may_come_late() {
+    let modules = modules();
+    for version in Version::all().into_iter().filter(Version::tells_as_1_40) {
+        let discovery = Discovery::new();
+        discovery.write("resources: nothing of the kind");
+        let launch = version.launch().modules(&modules);
+        let envoy = launch.start(&keyed(discovery.key(&discovery.path()))).await;
+        let early = get(&envoy, "/").await;
+        assert_eq!(early.status, 503);
+        assert_eq!(early.text(), "Envoy has not got the secret `found` yet");
+        discovery.tell("late");
+        eventually("the secret", async || get(&envoy, "/").await.text() == "late").await;
+        envoy.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_envoy_has_not_is_refused() {
+    let modules = modules();
+    for version in Version::all().into_iter().filter(Version::tells_as_1_40) {
+        let launch = version.launch().modules(&modules);
+        for name in ["none", "tls"] {
+            let none = "there is no generic secret of this name in Envoy's bootstrap";
+            refused(&launch, json!({"sds": name}), &format!("the secret `{name}`: {none}")).await;
+        }
+        refused(&launch, json!({"sds": "empty"}), "the secret is empty: `empty`").await;
+        let discovery = Discovery::new();
+        let missing = discovery.key(&discovery.path());
+        refused(&launch, missing, "the secret `found`: its `sds_config`: ").await;
+        for wrong in [json!({}), json!({"path": 1}), json!({"typo": 1})] {
+            let wrong = json!({"sds_secret_config": {"name": "key", "sds_config": wrong}});
+            refused(&launch, wrong, "the secret `key`: its `sds_config`: ").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_let_go_of_with_their_config() {
+    let modules = modules();
+    for version in Version::all().into_iter().filter(Version::tells_as_1_40) {
+        let discovery = Discovery::new();
+        discovery.tell("first");
+        let launch = version.launch().modules(&modules).drain_seconds(1);
+        let envoy = launch.start(&keyed(discovery.key(&discovery.path())).watched()).await;
+        for value in ["second", "third", "fourth"] {
+            // Another config, with another secret first.
+            assert_eq!(
+                envoy.update(&keyed(json!({"sds": "key"})).watched()).await,
+                Update::Accepted
+            );
+            eventually("the config", async || get(&envoy, "/").await.text() == "static").await;
+            discovery.tell(value);
+            let found = keyed(discovery.key(&discovery.path())).watched();
+            assert_eq!(envoy.update(&found).await, Update::Accepted);
+            eventually("the secret", async || get(&envoy, "/").await.text() == value).await;
+        }
+        envoy.finish().await;
     }
 }
 
@@ -307,7 +404,7 @@ async fn runtime_flags_are_seen_as_they_change_where_filters_can_see_them() {
         let late = config(json!({"early": false}));
         let config = config(json!({}));
         let launch = version.launch().modules(&modules);
-        if !version.is_compiled_in() {
+        if !version.tells_as_1_40() {
             let refusal = launch.try_start(&config).await.unwrap_err();
             let reason = "filters cannot see Envoy's runtime flags in this host";
             assert!(refusal.output.contains(reason), "{refusal}");
@@ -321,16 +418,25 @@ async fn runtime_flags_are_seen_as_they_change_where_filters_can_see_them() {
             envoy.finish().await;
             continue;
         }
+        let (none, text) = match version.is_compiled_in() {
+            true => ("None", r#"Some("text")"#),
+            false => ("untold", "untold"),
+        };
+        let first = format!("false true 8 0.5 {none}");
         let envoy = launch.start(&late).await;
-        assert_eq!(get(&envoy, "/").await.text(), "false true 8 0.5 None");
+        eventually("the flags to be known", async || get(&envoy, "/").await.text() == first).await;
         envoy.finish().await;
         let envoy = launch.start(&config).await;
-        assert_eq!(get(&envoy, "/").await.text(), "false true 8 0.5 None");
+        assert_eq!(get(&envoy, "/").await.text(), first);
         let flags = "test.feature=100&test.boolean=false&test.integer=9&test.double=2.5";
         envoy.admin_post(&format!("/runtime_modify?{flags}&test.string=text")).await;
-        let changed = r#"false 9 2.5 Some("text")"#;
-        eventually("the flags to change", async || {
-            get(&envoy, "/").await.text() == format!("true {changed}")
+        let changed = format!("true false 9 2.5 {text}");
+        eventually("the flags to change", async || get(&envoy, "/").await.text() == changed).await;
+        envoy
+            .admin_post("/runtime_modify?test.integer=&test.boolean=&test.feature=&test.double=")
+            .await;
+        eventually("the flags to change back", async || {
+            get(&envoy, "/").await.text() == format!("false true 8 0.5 {text}")
         })
         .await;
         envoy.finish().await;

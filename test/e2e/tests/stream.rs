@@ -43,11 +43,6 @@ async fn get(envoy: &Envoy, script: String) -> Collected {
     client.fetch(Call::get("/").header("x-script", script)).await
 }
 
-/// What stock Envoy tells from 1.40 on, an Envoy with the filters compiled in tells too.
-fn tells_as_1_40(version: &Version) -> bool {
-    version.is_compiled_in() || version.name().starts_with("1.40.")
-}
-
 #[tokio::test]
 async fn addresses_protocol_and_ids_are_those_of_the_connections() {
     let modules = modules();
@@ -96,7 +91,7 @@ async fn addresses_protocol_and_ids_are_those_of_the_connections() {
         assert_eq!(saw[11], upstream.address().port().to_string());
         assert!(saw[12].starts_with("127.0.0.1:"), "{saw:?}");
         assert!(saw[13].parse::<u64>().is_ok(), "{saw:?}");
-        if tells_as_1_40(&host.version) {
+        if host.version.tells_as_1_40() {
             assert_eq!((saw[9], saw[14]), (saw[1], saw[10]));
         } else {
             assert_eq!((saw[9], saw[14]), ("Unsupported", "Unsupported"));
@@ -313,7 +308,7 @@ async fn errors_say_what_was_wrong_and_what_it_takes() {
         says(5, &["WrongType", "`key`", "`com.example`", "Text"]);
         says(6, &["Refused", "`example.com`", "ip:port"]);
         says(7, &["Refused", "`com.example.unknown`"]);
-        if tells_as_1_40(&version) {
+        if version.tells_as_1_40() {
             assert_eq!(saw[8..], ["ok", "ok"]);
         } else {
             says(8, &["Unsupported", "struct", "needs Envoy 1.40"]);

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use attache::prelude::*;
 use attache::{
-    Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, Sharing, TimePoint,
+    Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, SecretError, Sharing,
+    TimePoint,
 };
 use serde_json::Value;
 
@@ -17,12 +18,12 @@ use crate::script::Ask;
 struct Shared(String);
 
 /// Asks; an error is an answer: its kind, and with `["why", question]` also what it says.
-pub(crate) fn ask(stream: &Stream, question: &Ask) -> String {
+pub(crate) fn ask(filter: &Conformance, stream: &Stream, question: &Ask) -> String {
     let (question, why) = match &question[..] {
         [Value::String(word), Value::Array(question)] if word == "why" => (question, true),
         _ => (question, false),
     };
-    let answer = answer(stream, question).unwrap_or_else(|error| match error.kind() {
+    let answer = answer(filter, stream, question).unwrap_or_else(|error| match error.kind() {
         ErrorKind::Filter => format!("bad question {question:?}: {error}"),
         kind if why => format!("{kind:?}: {error}"),
         kind => format!("{kind:?}"),
@@ -111,7 +112,21 @@ fn times(stream: &Stream) -> Result<String> {
     Ok(names.join(" "))
 }
 
-fn answer(stream: &Stream, question: &Ask) -> Result<String> {
+/// What the filter's secret is.
+fn secret(filter: &Conformance) -> Result<String> {
+    let secret = filter.secret.as_ref().context("the filter has no secret")?;
+    let value = match secret {
+        Ok(secret) => secret.try_get(),
+        Err(error) => Err(error.clone()),
+    };
+    Ok(match value {
+        Ok(value) => String::from_utf8_lossy(&value).into_owned(),
+        Err(SecretError::Unsupported { .. }) => "Unsupported".into(),
+        Err(error) => error.to_string(),
+    })
+}
+
+fn answer(filter: &Conformance, stream: &Stream, question: &Ask) -> Result<String> {
     let text = |index: usize| {
         let text = question.get(index).and_then(Value::as_str);
         text.context(format!("argument {index} should be a text"))
@@ -133,6 +148,17 @@ fn answer(stream: &Stream, question: &Ask) -> Result<String> {
             }
             Ok(format!("{values} values, {none} none, {unsupported} unsupported"))
         }
+        "secret" => secret(filter),
+        // A flag as each kind, with defaults.
+        "runtime" => {
+            let (runtime, key) = (stream.runtime()?, text(1)?);
+            let (on, flag) = (runtime.feature_enabled(key, 0), runtime.boolean(key, true));
+            Ok(format!("{on} {flag} {} {}", runtime.integer(key, 1), runtime.double(key, 0.5)))
+        }
+        "runtime_text" => Ok(match stream.runtime()?.string(text(1)?) {
+            Ok(value) => found(value),
+            Err(_) => "Unsupported".into(),
+        }),
         "virtual_cluster" => Ok(found(info.virtual_cluster_name()?)),
         "virtual_host" => Ok(found(info.virtual_host_name()?)),
         "filter_chain" => Ok(found(info.filter_chain_name()?)),

@@ -11,7 +11,9 @@ mod play;
 mod script;
 
 use attache::prelude::*;
-use attache::{Attribute, AttributeValue, Counter, Gauge, SharedCluster};
+use attache::{
+    Attribute, AttributeValue, Counter, Gauge, Secret, SecretError, SecretSource, SharedCluster,
+};
 use serde::Deserialize;
 
 pub use script::{Ask, Call, Edit, Flavour, Mapping, PipeStep, Reply, Script, Step, Whole};
@@ -27,6 +29,12 @@ pub struct Config {
     /// What it is called among the levels of a route.
     #[serde(default)]
     level: Option<String>,
+    /// A secret to tell.
+    #[serde(default)]
+    secret: Option<SecretSource>,
+    /// The runtime flags that it looks at while it is made.
+    #[serde(default)]
+    flags: Vec<String>,
 }
 
 /// What a level of a route is called; merged, all levels, the most general first.
@@ -42,6 +50,7 @@ pub struct Conformance {
     level: Option<String>,
     pub(crate) stats: Stats,
     pub(crate) service: SharedCluster,
+    pub(crate) secret: Option<std::result::Result<Secret, SecretError>>,
 }
 
 /// What the scenarios look at. Each metric's name is `conformance.<field>`.
@@ -114,11 +123,17 @@ impl Filter for Conformance {
     type RouteConfig = Levels;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        if let Ok(runtime) = setup.runtime() {
+            for flag in &config.flags {
+                runtime.boolean(flag, false);
+            }
+        }
         Ok(Conformance {
             script_header: config.script_header,
             level: config.level,
             stats: Stats::new(setup)?,
             service: setup.cluster("service"),
+            secret: config.secret.map(|secret| setup.secret(&secret)),
         })
     }
 
@@ -152,7 +167,7 @@ impl Filter for Conformance {
     fn on_complete(&self, done: &Completion) {
         if let Some(script) = self.script_of(done.stream()) {
             for question in &script.complete {
-                let answer = ask::ask(done.stream(), question);
+                let answer = ask::ask(self, done.stream(), question);
                 tracing::info!("on completion, {question:?}: {answer}");
             }
         }

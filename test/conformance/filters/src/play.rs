@@ -82,7 +82,7 @@ async fn play_steps(
             Step::PanicInTask => panic_in_task().await?,
             Step::Error(status) => return Err(error(status)),
             Step::Ask(question) => {
-                saw.push(ask(&stream, &question));
+                saw.push(ask(filter, &stream, &question));
                 if let At::Response(resp) = &mut at {
                     saw.drain(..).for_each(|saw| resp.headers_mut().append("x-saw", saw));
                 }

@@ -21,6 +21,9 @@ impl Filter for Keyed {
     }
 
     async fn handle(&self, _: Request, _: Next) -> Result<Response> {
-        Ok(Response::new(StatusCode::OK).with_body(self.0.get()))
+        Ok(match self.0.try_get() {
+            Ok(key) => Response::new(StatusCode::OK).with_body(key),
+            Err(error) => Response::text(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        })
     }
 }
