@@ -151,7 +151,7 @@ fn levels(config: Config) -> Config {
 pub(crate) const FLAGS: [(&str, &str); 4] = [
     ("conformance.on", "100"),
     ("conformance.no", "false"),
-    ("conformance.half", "2.5"),
+    ("conformance.part", "0.25"),
     ("conformance.text", "neither"),
 ];
 
