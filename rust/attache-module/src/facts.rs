@@ -3,7 +3,8 @@
 //! The C ABI has an enum of all attributes, but serves only some of them, and its answer does not
 //! tell "not there" from "not served". Which are served is written down here, as read from the
 //! sources of 1.39 (`filters/http/dynamic_modules/abi_impl.cc`,
-//! `dynamic_modules/abi_context_accessors.cc`).
+//! `dynamic_modules/abi_context_accessors.cc`); for 1.40, as found by asking the released binary for
+//! each number, as each kind, in the course of requests.
 
 use std::rc::Rc;
 
@@ -11,6 +12,7 @@ use attache_core::facts::{
     Control, Denied, Fact, FactValue, Facts, HostHealth, LifeSpan, MetadataKind, MetadataSource,
     Sharing, StateForm, StateObject, TimePoint, TlsFact,
 };
+use attache_core::host::{Host, Map};
 use attache_core::protobuf::one_field;
 use attache_core::{Attribute, MetadataValue, Store};
 
@@ -75,6 +77,18 @@ fn served(attribute: Attribute) -> Served {
         | A::UpstreamPort
         | A::UpstreamRequestAttemptCount => Served::Number,
         A::ConnectionMtls | A::HealthCheck => Served::Flag,
+        _ => Served::Not,
+    }
+}
+
+/// What the C ABI of 1.40 serves besides.
+fn served_since_1_40(attribute: Attribute) -> Served {
+    use Attribute as A;
+    match attribute {
+        A::RequestSize | A::RequestTotalSize | A::ResponseTotalSize | A::XdsListenerDirection => {
+            Served::Number
+        }
+        A::XdsFilterChainName => Served::Text,
         _ => Served::Not,
     }
 }
@@ -182,6 +196,22 @@ impl Stream {
         );
     }
 
+    fn number(&self, id: u32) -> Option<u64> {
+        let mut number = 0;
+        // SAFETY: the stream is valid (type invariant); the out-pointer is ours and live.
+        let there = unsafe { (self.api.get_attribute_int)(self.envoy, id, &mut number) };
+        there.then_some(number)
+    }
+
+    /// The length that the request has announced.
+    fn content_length(&self) -> Option<u64> {
+        let mut length = None;
+        self.header(Map::RequestHeaders, "content-length", 0, &mut |value| {
+            length = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
+        });
+        length
+    }
+
     fn is_1_40(&self) -> bool {
         self.api.set_metadata_struct.is_some()
     }
@@ -192,7 +222,13 @@ impl Stream {
         f: &mut dyn FnMut(FactValue<'_>),
     ) -> Result<(), Denied> {
         let id = attribute as u32;
-        match (attribute, served(attribute)) {
+        let served = match (served(attribute), served_since_1_40(attribute)) {
+            (Served::Not, Served::Not) => Served::Not,
+            (Served::Not, later) if self.is_1_40() => later,
+            (Served::Not, _) => return Err(needs_1_40(&format!("`{attribute}`"))),
+            (served, _) => served,
+        };
+        match (attribute, served) {
             (Attribute::XdsClusterName, _) => {
                 self.look(
                     // SAFETY: the stream is valid (type invariant), and `out` is ours and live.
@@ -219,15 +255,20 @@ impl Stream {
                     f(FactValue::Duration(nanos));
                 }
             }
+            // What the C ABI tells is what has come so far; Envoy means what will have come, if that
+            // is known.
+            (Attribute::RequestSize, _) => {
+                if let Some(size) = self.content_length().or_else(|| self.number(id)) {
+                    f(FactValue::Number(size));
+                }
+            }
             // In 1.39, the C ABI mistakes the virtual cluster for it.
             (Attribute::XdsVirtualHostName, _) if !self.is_1_40() => {
                 return Err(needs_1_40("the virtual host's name"));
             }
             (_, Served::Text) => self.text_attribute(id, f),
             (_, Served::Number) => {
-                let mut number = 0;
-                // SAFETY: the stream is valid (type invariant); the out-pointer is ours and live.
-                if unsafe { (self.api.get_attribute_int)(self.envoy, id, &mut number) } {
+                if let Some(number) = self.number(id) {
                     f(FactValue::Number(number));
                 }
             }
@@ -455,6 +496,12 @@ impl Facts for Stream {
             Fact::VirtualCluster => {
                 self.text_attribute(Attribute::XdsVirtualHostName as u32, f);
             }
+            Fact::BytesReceived if self.is_1_40() => {
+                if let Some(bytes) = self.number(Attribute::RequestSize as u32) {
+                    f(FactValue::Number(bytes));
+                }
+            }
+            Fact::BytesReceived => return Err(needs_1_40("how much has come from the client")),
             Fact::WorkerIndex => {
                 // SAFETY: the stream is valid (type invariant). So below.
                 let index = unsafe { (self.api.get_worker_index)(self.envoy) };

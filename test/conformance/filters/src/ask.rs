@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use attache::prelude::*;
 use attache::{
-    Attribute, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue, SecretError, Sharing,
-    TimePoint,
+    Attribute, AttributeValue, ErrorKind, HostHealth, LifeSpan, Metadata, MetadataValue,
+    SecretError, Sharing, TimePoint,
 };
 use serde_json::Value;
 
@@ -135,6 +135,15 @@ fn answer(filter: &Conformance, stream: &Stream, question: &Ask) -> Result<Strin
     let info = stream.info();
     match text(0)? {
         "attribute" => Ok(found(stream.attribute(text(1)?)?)),
+        // Whether it is a number of at least that.
+        "at_least" => {
+            let least = question.get(2).and_then(Value::as_u64).context("a number")?;
+            Ok(found(
+                stream.attribute_value(Attribute::from_name(text(1)?)?)?.map(
+                    |value| matches!(value, AttributeValue::Number(number) if number >= least),
+                ),
+            ))
+        }
         // Every attribute that there is: a count for each kind of answer.
         "all" => {
             let (mut values, mut none, mut unsupported) = (0, 0, 0);
