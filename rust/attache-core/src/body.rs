@@ -15,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use crate::error::{BodyError, Error, ErrorKind, Result};
 use crate::exchange::Inner;
 use crate::headers::{Headers, Trailers};
+use crate::hint::rarely;
 use crate::host::Direction;
 
 pub(crate) type FrameStream = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>>>>>;
@@ -156,6 +157,18 @@ impl Body {
         let slot = Rc::new(RefCell::new(Slot::default()));
         let future = f(self, BodyWriter(slot.clone()));
         Body(Repr::Frames(Box::pin(Pipe { future: Some(Box::pin(future)), slot })))
+    }
+
+    /// As dropping it, for a live one.
+    #[inline(always)]
+    pub(crate) fn let_go(self) {
+        match self.0 {
+            Repr::Live(live) => drop(live),
+            repr => {
+                rarely();
+                drop(repr);
+            }
+        }
     }
 
     pub(crate) fn disposition(self, of: &Rc<Inner>, direction: Direction) -> Disposition {

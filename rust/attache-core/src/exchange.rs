@@ -9,7 +9,7 @@ mod any_time;
 mod kept;
 mod reply;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,21 +26,25 @@ use crate::filter::Outcome;
 use crate::flow::{Flow, Hook, Input, Mode, Move, OUTPUT_LIMIT, Queue, Seen};
 use crate::foreign::Foreign;
 use crate::headers::{HeaderError, Headers};
+use crate::hint::rarely;
 use crate::host::{Area, DataVerdict, Direction, Host, LocalReply, Map, Verdict};
 use crate::lazy::{Lazy, Rarely, Unused};
-use crate::message::{CONTENT_LENGTH, Message, TrailersHook, pairs};
-use crate::registry::{HandleFuture, Loaded, LoadedFilter};
+use crate::message::{CONTENT_LENGTH, Message, TrailersHook, not_its_own, pairs};
+use crate::registry::{HandleFuture, Loaded, LoadedFilter, Start};
 use crate::runtime::guarded;
 use crate::span::Open;
 use crate::stats::Count;
 use crate::stream::{Deferrable, Deferred, refused};
 use crate::wake::OwnWaker;
 use crate::worker::Worker;
-use crate::{Response, current};
+use crate::{Request, Response, current};
 
 /// The most bytes that are taken out of Envoy ahead of the filter to make room for output, when
 /// Envoy's own limit is unlimited.
 const DEFAULT_LIMIT: usize = 1 << 20;
+
+/// The largest future, in bytes, that rests with an exchange that is kept.
+const RESTING: usize = 1 << 10;
 
 /// One exchange: a request, its response, and the filter between them.
 ///
@@ -56,7 +60,7 @@ pub struct Exchange(Rc<Inner>);
 /// near enough to the start for short instructions. What most exchanges never need is made when it is.
 #[repr(C)]
 pub struct Inner {
-    /// The future, while it is not being polled.
+    /// The future, while it is not being polled. Also one that rests.
     task: Cell<Option<HandleFuture>>,
     /// There until the exchange has ended; see `exchange/kept.rs`.
     filter: Option<Arc<LoadedFilter>>,
@@ -69,6 +73,8 @@ pub struct Inner {
     busy: Cell<bool>,
     /// `handle` was started, and has not yet returned.
     handling: Cell<bool>,
+    /// The future has done its work, and can do the same for another exchange of the filter's.
+    resting: Cell<bool>,
     /// The host may be called.
     alive: Cell<bool>,
     /// The host emits at any time.
@@ -82,6 +88,8 @@ pub struct Inner {
     state: RefCell<State>,
     wake: OwnWaker,
     host: Box<dyn Host>,
+    /// What has made the future, if that may rest.
+    started_by: Cell<Option<Start>>,
     /// Made by the first call to a cluster.
     pub(crate) calls: OnceCell<Box<Calls>>,
     /// Made when somebody asks for them.
@@ -207,6 +215,18 @@ impl State {
     fn flow(&mut self, direction: Direction) -> &mut Flow {
         &mut self.side(direction).flow
     }
+    /// The response that comes is the one that `handle` waits for, or will.
+    fn is_awaited(&self) -> bool {
+        let has_gone_on = self.next == NextState::Called || self.request.flow.mode == Mode::Pass;
+        self.started && !self.completed && !self.replied && has_gone_on
+    }
+    /// The headers of the response are there.
+    fn response_comes(&mut self, end: bool) {
+        let flow = &mut self.response.flow;
+        flow.hook = Some(Hook::Headers);
+        flow.started = true;
+        flow.ended |= end;
+    }
     /// All that is rare has never been used.
     fn is_plain(&self) -> bool {
         self.rare.is_unused() && self.request.rare.is_unused() && self.response.rare.is_unused()
@@ -220,11 +240,19 @@ impl State {
     }
     /// Nothing of the filter runs beside `handle`.
     fn is_quiet(&self) -> bool {
-        self.is_plain()
-            || (self.request.rare.pump.is_none()
-                && self.response.rare.pump.is_none()
-                && self.rare.reply.is_none()
-                && self.rare.reply_to_come.is_none())
+        self.request.rare.pump.is_none()
+            && self.response.rare.pump.is_none()
+            && self.rare.reply.is_none()
+            && self.rare.reply_to_come.is_none()
+    }
+    /// Lets the headers of a hook go, where that is all there is to do, as in most.
+    #[inline(always)]
+    fn pass_headers(&mut self, direction: Direction) -> bool {
+        let others_rest = !self.flow(direction.other()).is_movable();
+        if self.completed || !self.rare.is_unused() || !others_rest {
+            return false;
+        }
+        self.flow(direction).pass_headers()
     }
 }
 
@@ -329,7 +357,10 @@ impl Exchange {
     pub fn destroy(&self) {
         self.0.alive.set(false);
         self.0.wake.kill();
-        self.0.complete();
+        if !self.0.state.borrow_mut().completed {
+            rarely();
+            self.0.complete_at_last();
+        }
         // Also if the filter is on the stack, and its end has to wait for that.
         self.0.end_spans();
     }
@@ -429,13 +460,38 @@ impl Inner {
             self.due.set(true);
             self.worker.enter_runtime();
             self.count(Count::Started);
-            self.task.set(Some((self.filter().start)(self.clone())));
+            let start = self.filter().start;
+            let rests = self.resting.take()
+                && self.started_by.get().is_some_and(|by| std::ptr::fn_addr_eq(by, start));
+            if !rests {
+                rarely();
+                self.make_task(start);
+            }
         }
-        self.poll_and_settle();
-        self.end_headers(Direction::Request, end)
+        let polled = self.poll_if_due();
+        self.end_headers(Direction::Request, end, polled)
     }
 
     fn on_response_headers(self: &Rc<Self>, end: bool) -> Verdict {
+        let waiter = {
+            let mut state = self.state.borrow_mut();
+            if !state.is_awaited() {
+                rarely();
+                drop(state);
+                return self.on_other_response_headers(end);
+            }
+            state.response_comes(end);
+            std::mem::take(&mut state.response_waiter)
+        };
+        self.begin();
+        self.wake_waiter(waiter);
+        let polled = self.poll_if_due();
+        self.end_headers(Direction::Response, end, polled)
+    }
+
+    /// Those of a response that `handle` does not wait for.
+    #[inline(never)]
+    fn on_other_response_headers(self: &Rc<Self>, end: bool) -> Verdict {
         let whose = self.whose_response();
         if whose == Whose::Nobodys {
             return Verdict::Continue;
@@ -443,10 +499,7 @@ impl Inner {
         self.begin();
         let waiter = {
             let state = &mut *self.state.borrow_mut();
-            let flow = &mut state.response.flow;
-            flow.hook = Some(Hook::Headers);
-            flow.started = true;
-            flow.ended |= end;
+            state.response_comes(end);
             if whose == Whose::Handles {
                 std::mem::take(&mut state.response_waiter)
             } else {
@@ -455,8 +508,8 @@ impl Inner {
             }
         };
         self.wake_waiter(waiter);
-        self.poll_and_settle();
-        self.end_headers(Direction::Response, end)
+        let polled = self.poll_if_due();
+        self.end_other_headers(Direction::Response, end, polled)
     }
 
     #[cold]
@@ -469,29 +522,41 @@ impl Inner {
         self.count(Count::HandledReply);
         self.due.set(true);
         self.worker.enter_runtime();
-        self.task.set(Some((self.filter().start_reply)(self.clone())));
+        self.resting.set(false);
+        self.set_task((self.filter().start_reply)(self.clone()));
     }
 
-    fn end_headers(self: &Rc<Self>, direction: Direction, end: bool) -> Verdict {
+    /// The end of a headers hook, after its poll.
+    #[inline(always)]
+    fn end_headers(self: &Rc<Self>, direction: Direction, end: bool, polled: bool) -> Verdict {
+        let mut state = self.state.borrow_mut();
+        if self.alive.get() && state.pass_headers(direction) {
+            drop(state);
+            self.end_inline();
+            return Verdict::Continue;
+        }
+        rarely();
+        drop(state);
+        self.end_other_headers(direction, end, polled)
+    }
+
+    /// The end of a headers hook that has more to do than to let the headers go.
+    #[inline(never)]
+    fn end_other_headers(
+        self: &Rc<Self>,
+        direction: Direction,
+        end: bool,
+        polled: bool,
+    ) -> Verdict {
+        self.settle_after(polled);
         if self.any_time && end {
             self.prepare_end(direction, Hook::Headers);
         }
-        let mut state = self.state.borrow_mut();
-        let flow = state.flow(direction);
-        let step = flow.on_headers();
-        if step.emit || self.any_time {
-            drop(state);
-            if step.emit {
-                self.append_output(direction, Area::Buffer);
-            }
-            return if self.end_hook(direction) { step.verdict } else { Verdict::Stop };
+        let step = self.state.borrow_mut().flow(direction).on_headers();
+        if step.emit {
+            self.append_output(direction, Area::Buffer);
         }
-        // As `end_hook`, at once.
-        flow.hook = None;
-        let wanted = flow.mode != Mode::Discard;
-        drop(state);
-        self.end_inline();
-        if wanted && self.alive.get() { step.verdict } else { Verdict::Stop }
+        if self.end_hook(direction) { step.verdict } else { Verdict::Stop }
     }
 
     /// Whether a direction may still go on: what was moved may have ended the stream, or brought an
@@ -503,10 +568,10 @@ impl Inner {
     /// Whose a response is whose headers arrive.
     fn whose_response(self: &Rc<Self>) -> Whose {
         let mut state = self.state.borrow_mut();
+        if state.is_awaited() {
+            return Whose::Handles;
+        }
         if state.started && !state.completed && !state.replied {
-            if state.next == NextState::Called || state.request.flow.mode == Mode::Pass {
-                return Whose::Handles;
-            }
             drop(state);
             if self.busy.get() {
                 return Whose::Handles;
@@ -782,17 +847,32 @@ impl Inner {
         }
     }
 
+    #[inline(never)]
     fn poll_and_settle(self: &Rc<Self>) {
-        // Further down the stack, a poll is running: it will see what has happened.
+        let polled = self.poll_if_due();
+        self.settle_after(polled);
+    }
+
+    #[inline(always)]
+    fn poll_if_due(self: &Rc<Self>) -> bool {
+        let due = self.due.take();
         if self.busy.get() {
-            if self.due.take() {
+            rarely();
+            // Further down the stack, a poll is running: it will see what has happened.
+            if due {
                 self.wake.wake();
             }
-            return;
+            return false;
         }
-        let polled = self.due.take();
-        if polled {
+        if due {
             self.poll();
+        }
+        due
+    }
+
+    fn settle_after(self: &Rc<Self>, polled: bool) {
+        if self.busy.get() {
+            return;
         }
         let state = self.state.borrow();
         let over = state.completed || !self.alive.get();
@@ -840,18 +920,25 @@ impl Inner {
     }
 
     /// No borrow may be held: a waker of somebody else's may do anything.
+    #[inline]
     fn wake_waiter(self: &Rc<Self>, waiter: Waiter) {
         match waiter {
-            Waiter::Nobody => (),
             Waiter::Exchange => self.due.set(true),
+            Waiter::Nobody => (),
             Waiter::Other(waker) => {
-                let woken = current::within(self, || waker.wake());
-                // If that was, in the end, our own waker, the poll need not wait for a post. If it
-                // failed, nobody else asks for the poll.
-                if self.wake.take_wake() || !woken {
-                    self.due.set(true);
-                }
+                rarely();
+                self.wake_other(waker);
             }
+        }
+    }
+
+    #[inline(never)]
+    fn wake_other(self: &Rc<Self>, waker: Foreign) {
+        let woken = current::within(self, || waker.wake());
+        // If that was, in the end, our own waker, the poll need not wait for a post. If it failed,
+        // nobody else asks for the poll.
+        if self.wake.take_wake() || !woken {
+            self.due.set(true);
         }
     }
 
@@ -865,6 +952,7 @@ impl Inner {
 
     // ---- polling ----------------------------------------------------------------------------
 
+    #[inline(always)]
     fn poll(self: &Rc<Self>) {
         current::within(self, || {
             let meta = &self.filter().meta;
@@ -872,13 +960,9 @@ impl Inner {
             self.busy.set(true);
             let polled = guarded(|| self.poll_all());
             self.busy.set(false);
-            match polled {
-                Ok(None) => (),
-                Ok(Some(error)) => self.fail(error),
-                Err(message) => {
-                    self.handle_is_over();
-                    self.fail(Error::panicked(message));
-                }
+            if !matches!(polled, Ok(None)) {
+                rarely();
+                self.has_failed(polled);
             }
             if let Some(took) = meta.clock.worth_telling(started) {
                 self.has_taken(took);
@@ -886,7 +970,57 @@ impl Inner {
         });
     }
 
+    #[inline(never)]
+    fn has_failed(self: &Rc<Self>, polled: Result<Option<Error>, String>) {
+        match polled {
+            Ok(None) => (),
+            Ok(Some(error)) => self.fail(error),
+            Err(message) => {
+                self.handle_is_over();
+                self.fail(Error::panicked(message));
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn make_task(&self, start: Start) {
+        let task = start(self.worker.clone());
+        self.started_by.set((size_of_val(&*task) <= RESTING).then_some(start));
+        self.set_task(task);
+    }
+
+    /// As a rule, there is no other.
+    #[inline]
+    fn set_task(&self, task: HandleFuture) {
+        if let Some(before) = self.task.replace(Some(task)) {
+            rarely();
+            drop(before);
+        }
+    }
+
+    /// `handle` has returned, and the future that has run it may run it again. Gives back what is
+    /// still to be looked at; then it may not.
+    #[inline(always)]
+    pub(crate) fn rest_after(
+        self: &Rc<Self>,
+        returned: Result<Response>,
+    ) -> Option<Result<Response>> {
+        match returned {
+            Ok(response) if self.goes_on_as_it_came(&response) => {
+                response.let_go();
+                self.resting.set(true);
+                self.handle_is_over();
+                None
+            }
+            returned => {
+                rarely();
+                Some(returned)
+            }
+        }
+    }
+
     /// `handle` has returned, or was dropped.
+    #[inline]
     fn handle_is_over(&self) {
         if self.handling.take() {
             self.count(Count::Handled);
@@ -912,35 +1046,51 @@ impl Inner {
 
     fn poll_all(self: &Rc<Self>) -> Option<Error> {
         let mut cx = Context::from_waker(self.wake.waker());
-        if let Some(mut task) = self.task.take() {
+        if !self.resting.get()
+            && let Some(mut task) = self.task.take()
+        {
             match task.as_mut().poll(&mut cx) {
-                Poll::Pending => self.task.set(Some(task)),
+                Poll::Pending => self.set_task(task),
                 Poll::Ready(result) => {
+                    rarely();
                     // The future goes before its response is looked at: what it held is free.
                     drop(task);
-                    let released = result.and_then(|response| self.release_response(response));
-                    let next = self.task.take();
-                    if next.is_some() {
-                        // It is not over: what it answered is being gathered.
-                        self.task.set(next);
-                    } else {
-                        self.handle_is_over();
-                    }
-                    if let Err(error) = released {
+                    if let Err(error) = self.has_returned(result) {
                         return Some(error);
                     }
                 }
             }
         }
-        if self.state.borrow().is_quiet() {
+        if self.state.borrow_mut().is_plain() {
             return None;
         }
+        rarely();
         self.poll_beside(&mut cx)
+    }
+
+    /// The future has ended.
+    #[inline(never)]
+    fn has_returned(self: &Rc<Self>, result: Result<Response>) -> Result<()> {
+        let released = result.and_then(|response| {
+            if self.goes_on_as_it_came(&response) {
+                return Ok(());
+            }
+            self.release_changed_response(response)
+        });
+        match self.task.take() {
+            // It is not over: what it answered is being gathered.
+            Some(next) => self.set_task(next),
+            None => self.handle_is_over(),
+        }
+        released
     }
 
     /// What of the filter runs beside `handle`.
     #[inline(never)]
     fn poll_beside(self: &Rc<Self>, cx: &mut Context<'_>) -> Option<Error> {
+        if self.state.borrow().is_quiet() {
+            return None;
+        }
         for direction in BOTH {
             if let Err(error) = self.poll_pump(direction, cx) {
                 return Some(error);
@@ -1056,32 +1206,61 @@ impl Inner {
     // ---- what the filter asks for -----------------------------------------------------------
 
     /// `next.run`: the request goes on.
-    pub(crate) fn release_request(self: &Rc<Self>, message: Message) -> Result<()> {
-        if self.alive.get() && self.goes_on_as_it_is(Direction::Request, &message) {
-            self.state.borrow_mut().next = NextState::Called;
+    #[inline(always)]
+    pub(crate) fn release_request(self: &Rc<Self>, req: Request) -> Result<()> {
+        let Request { message } = req;
+        let mut state = self.state.borrow_mut();
+        if self.alive.get() && state.goes_on_as_it_is(self, Direction::Request, &message) {
+            state.next = NextState::Called;
+            drop(state);
+            message.let_go();
             return Ok(());
         }
+        rarely();
+        drop(state);
         self.release_changed_request(message)
     }
 
-    /// Lets a message go on that nothing was done to but its headers, as most are. False if it is
-    /// none.
-    fn goes_on_as_it_is(self: &Rc<Self>, direction: Direction, message: &Message) -> bool {
+    /// Waits for the headers of the response.
+    #[inline(always)]
+    pub(crate) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.borrow_mut();
-        let plain = state.rare.is_unused() && message.on_trailers.is_none();
-        let flow = state.flow(direction);
-        let as_it_is = plain
-            && message.body.is_live_of(self, direction)
-            && !flow.taken
-            && flow.pending.is_unused();
-        if as_it_is {
-            flow.mode = Mode::Pass;
+        if state.response.flow.started {
+            return Poll::Ready(());
         }
-        as_it_is
+        let other = matches!(state.response_waiter, Waiter::Other(_));
+        if !other && cx.waker().will_wake(self.wake.waker()) {
+            state.response_waiter = Waiter::Exchange;
+            return Poll::Pending;
+        }
+        rarely();
+        let before = std::mem::replace(&mut state.response_waiter, self.waiter(cx));
+        drop(state);
+        drop(before);
+        Poll::Pending
+    }
+
+    /// `handle` has returned the response that it got: it goes on. False if it is another, or changed
+    /// in more than its headers.
+    #[inline]
+    fn goes_on_as_it_came(self: &Rc<Self>, response: &Response) -> bool {
+        if self.status_changed.get() {
+            return false;
+        }
+        let mut state = self.state.borrow_mut();
+        let goes_on = state.goes_on_as_it_is(self, Direction::Response, &response.message);
+        if goes_on {
+            // A `handle` that was cut short is not mended by what became of the reply.
+            state.outcome.get_or_insert(Outcome::Responded);
+        }
+        goes_on
     }
 
     #[inline(never)]
     fn release_changed_request(self: &Rc<Self>, message: Message) -> Result<()> {
+        if !message.headers.is_live(self, Map::RequestHeaders) {
+            return Err(not_its_own());
+        }
         self.take_invalid()?;
         if !self.alive.get() {
             return Err(Error::gone());
@@ -1089,17 +1268,6 @@ impl Inner {
         self.state.borrow_mut().next = NextState::Called;
         self.release(Direction::Request, message, false);
         Ok(())
-    }
-
-    pub(crate) fn poll_response(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.state.borrow_mut();
-        if state.response.flow.started {
-            return Poll::Ready(());
-        }
-        let before = std::mem::replace(&mut state.response_waiter, self.waiter(cx));
-        drop(state);
-        drop(before);
-        Poll::Pending
     }
 
     /// Sets a direction going with the body that the message now has.
@@ -1186,19 +1354,6 @@ impl Inner {
             }
             None => host.remove_header(direction.headers(), CONTENT_LENGTH),
         });
-    }
-
-    /// `handle` has returned a response.
-    fn release_response(self: &Rc<Self>, response: Response) -> Result<()> {
-        if response.message.headers.is_live(self, Map::ResponseHeaders)
-            && !self.status_changed.get()
-            && self.goes_on_as_it_is(Direction::Response, &response.message)
-        {
-            // A `handle` that was cut short is not mended by what became of the reply.
-            self.state.borrow_mut().outcome.get_or_insert(Outcome::Responded);
-            return Ok(());
-        }
-        self.release_changed_response(response)
     }
 
     #[inline(never)]
@@ -1313,12 +1468,12 @@ impl Inner {
     fn gather(self: &Rc<Self>, status: StatusCode, headers: HeaderMap, body: FrameStream) {
         let limit = self.filter().meta.options.gather_limit_bytes;
         let mut body = Body::from_frames(body);
-        self.task.set(Some(Box::pin(async move {
+        self.set_task(Box::pin(async move {
             let all = body.collect(limit).await?;
             let mut response = Response::new(status).with_body(all);
             response.message.headers = Headers::owned(headers);
             Ok(response)
-        })));
+        }));
         self.wake.wake();
     }
 
@@ -1968,7 +2123,7 @@ impl Inner {
 
     /// Drops whatever of the filter still runs. Its own `Drop`s may panic.
     fn drop_futures(self: &Rc<Self>) {
-        let task = self.task.take();
+        let task = if self.resting.get() { None } else { self.task.take() };
         if task.is_some() || !self.state.borrow().is_plain() {
             self.drop_these_futures(task);
         }
@@ -2020,21 +2175,37 @@ impl Inner {
         self.busy.set(was_busy);
     }
 
+    #[inline(always)]
     fn complete(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
-        let first = !state.completed;
-        state.completed = true;
-        drop(state);
-        if first && !self.busy.get() {
-            self.finish();
+        if !state.completed {
+            state.completed = true;
+            if !self.busy.get() {
+                self.finish_from(state);
+            }
         }
+    }
+
+    /// As `complete`, where that should have been before.
+    #[inline(never)]
+    fn complete_at_last(self: &Rc<Self>) {
+        self.complete();
     }
 
     /// Runs once, when nothing of the filter is on the stack.
     fn finish(self: &Rc<Self>) {
-        self.drop_futures();
+        self.finish_from(self.state.borrow_mut());
+    }
+
+    #[inline(always)]
+    fn finish_from<'a>(self: &'a Rc<Self>, mut state: RefMut<'a, State>) {
+        if !(self.resting.get() && state.is_plain()) {
+            rarely();
+            drop(state);
+            self.drop_futures();
+            state = self.state.borrow_mut();
+        }
         self.wake.kill();
-        let mut state = self.state.borrow_mut();
         if !state.started {
             return;
         }
@@ -2049,9 +2220,15 @@ impl Inner {
         if !handled {
             return;
         }
-        self.count(outcome.into());
-        if let Err(message) = (self.filter().complete)(self, outcome) {
-            self.panicked_in_on_complete(&message);
+        self.count(match outcome {
+            Outcome::Responded => Count::Ended,
+            other => other.into(),
+        });
+        if self.filter().listens_for_the_end() {
+            rarely();
+            if let Err(message) = (self.filter().complete)(self, outcome) {
+                self.panicked_in_on_complete(&message);
+            }
         }
         self.end_spans();
     }
@@ -2066,6 +2243,24 @@ impl Inner {
 }
 
 impl State {
+    /// Lets a message go on that nothing was done to but its headers, as most are. False if it is
+    /// none.
+    #[inline(always)]
+    fn goes_on_as_it_is(
+        &mut self,
+        exchange: &Rc<Inner>,
+        direction: Direction,
+        message: &Message,
+    ) -> bool {
+        let plain = self.rare.is_unused() && message.is_whole(exchange, direction);
+        let flow = self.flow(direction);
+        let as_it_is = plain && !flow.taken && flow.pending.is_unused();
+        if as_it_is {
+            flow.mode = Mode::Pass;
+        }
+        as_it_is
+    }
+
     fn take_effect(&mut self) -> Option<Box<Effect>> {
         self.rare.used()?.effect.take()
     }

@@ -188,7 +188,7 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// Runs once at the end of every exchange that `handle` was started for, before Envoy writes the
     /// access log, however the exchange ended.
     fn on_complete(&self, done: &Completion) {
-        let _ = done;
+        done.is_ignored_by::<Self>();
     }
 }
 
@@ -223,6 +223,13 @@ impl Completion {
     /// How the exchange ended, as far as this filter goes.
     pub fn outcome(&self) -> Outcome {
         self.outcome
+    }
+
+    /// `F` does nothing with it, and need not be told of the next.
+    pub(crate) fn is_ignored_by<F: Filter>(&self) {
+        if let Ok(exchange) = self.stream.exchange() {
+            exchange.filter().end_is_ignored_by::<F>();
+        }
     }
 
     /// What is around the messages. The final response code, flags and byte counts are known now,

@@ -297,17 +297,18 @@ impl Flow {
         self.finished |= end;
     }
 
-    #[inline]
-    pub(crate) fn on_headers(&mut self) -> Step {
-        if self.mode == Mode::Pass && !self.any_time {
-            // By far the most.
+    /// Lets the headers go and ends their hook, where that is all there is to do, as in most.
+    #[inline(always)]
+    pub(crate) fn pass_headers(&mut self) -> bool {
+        let passes = self.mode == Mode::Pass && !self.any_time;
+        if passes {
             self.let_go(self.ended);
-            return Step { verdict: Verdict::Continue, emit: false, again: false };
+            self.hook = None;
         }
-        self.on_other_headers()
+        passes
     }
 
-    fn on_other_headers(&mut self) -> Step {
+    pub(crate) fn on_headers(&mut self) -> Step {
         if self.any_time {
             return self.headers_any_time();
         }

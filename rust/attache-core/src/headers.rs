@@ -7,6 +7,7 @@ use std::rc::Rc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::exchange::Inner;
+use crate::hint::rarely;
 use crate::host::Map;
 
 /// A header or trailer map.
@@ -99,6 +100,18 @@ impl Headers {
         match &self.0 {
             Repr::Live { exchange, map } => Rc::ptr_eq(exchange, of) && *map == which,
             Repr::Owned(_) => false,
+        }
+    }
+
+    /// As dropping it, for live ones.
+    #[inline(always)]
+    pub(crate) fn let_go(self) {
+        match self.0 {
+            Repr::Live { exchange, .. } => drop(exchange),
+            Repr::Owned(owned) => {
+                rarely();
+                drop(owned);
+            }
         }
     }
 

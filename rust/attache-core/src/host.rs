@@ -33,6 +33,12 @@ pub enum Direction {
 }
 
 impl Direction {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Direction::Request => Direction::Response,
+            Direction::Response => Direction::Request,
+        }
+    }
     /// The map that holds the headers of this direction.
     pub fn headers(self) -> Map {
         match self {

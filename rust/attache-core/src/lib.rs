@@ -31,6 +31,7 @@ mod filter_state;
 mod flow;
 mod foreign;
 mod headers;
+mod hint;
 pub mod host;
 mod info;
 mod lazy;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
@@ -15,7 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exchange::Inner;
 use crate::filter::Filter;
 use crate::headers::Headers;
-use crate::host::{Capabilities, Direction, Map};
+use crate::hint::rarely;
+use crate::host::{Capabilities, Direction};
 use crate::route::route_config;
 use crate::span::Trace;
 use crate::stream::Stream;
@@ -70,6 +71,26 @@ impl Message {
             headers: Headers::live(exchange.clone(), direction.headers()),
             body: Body::live(exchange, direction),
             on_trailers: None,
+        }
+    }
+
+    /// Whether it is that of a direction of `of`, with its own body, and trailers as they come.
+    #[inline]
+    pub(crate) fn is_whole(&self, of: &Rc<Inner>, direction: Direction) -> bool {
+        self.on_trailers.is_none()
+            && self.headers.is_live(of, direction.headers())
+            && self.body.is_live_of(of, direction)
+    }
+
+    /// As dropping it, for one that is live, as nearly all are.
+    #[inline(always)]
+    pub(crate) fn let_go(self) {
+        let Message { headers, body, on_trailers } = self;
+        headers.let_go();
+        body.let_go();
+        if let Some(hook) = on_trailers {
+            rarely();
+            drop(hook);
         }
     }
 
@@ -317,6 +338,18 @@ impl Response {
     }
 }
 
+impl Response {
+    /// As dropping it, for one that is live, as nearly all are.
+    #[inline(always)]
+    pub(crate) fn let_go(self) {
+        self.message.let_go();
+        if let Some(trailers) = self.trailers {
+            rarely();
+            drop(trailers);
+        }
+    }
+}
+
 impl<B: Into<Body>> From<http::Response<B>> for Response {
     fn from(response: http::Response<B>) -> Self {
         let (parts, body) = response.into_parts();
@@ -375,21 +408,16 @@ impl Future for Run {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response>> {
         let run = &mut *self;
         let exchange = run.exchange.as_ref().expect("not polled again when it is done");
-        if let Some(Request { message }) = run.req.take() {
-            if !message.headers.is_live(exchange, Map::RequestHeaders) {
-                return Poll::Ready(Err(not_its_own()));
-            }
-            exchange.release_request(message)?;
+        if let Some(req) = run.req.take() {
+            exchange.release_request(req)?;
         }
-        if exchange.poll_response(cx).is_pending() {
-            return Poll::Pending;
-        }
+        ready!(exchange.poll_response(cx));
         Poll::Ready(Ok(Response::upstream(run.exchange.take().expect("as above"))))
     }
 }
 
 #[cold]
-fn not_its_own() -> Error {
+pub(crate) fn not_its_own() -> Error {
     Error::make(
         ErrorKind::InvalidMessage,
         StatusCode::INTERNAL_SERVER_ERROR,

@@ -2,10 +2,12 @@
 
 use std::any::{Any, TypeId};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -23,6 +25,7 @@ use crate::runtime::{Tied, enter, guarded};
 use crate::runtime_flags::Runtime;
 use crate::stats::Stats;
 use crate::stream::Stream;
+use crate::worker::Worker;
 use crate::{Next, Request, Response};
 
 /// The filters of a module, by name. Made by `attache::filters!`.
@@ -152,24 +155,43 @@ impl fmt::Debug for Loaded {
 
 pub(crate) type HandleFuture = Pin<Box<dyn Future<Output = Result<Response>>>>;
 
+/// Makes the future of a filter's `handle`, for exchanges of a worker's.
+pub(crate) type Start = fn(Rc<Worker>) -> HandleFuture;
+
 /// A filter whose type is forgotten, and what knows the type. Thin to point to, and no search through
 /// tables of functions: this is in the way of every exchange. So what each of them needs stands
 /// together, as it is written here.
 #[repr(C)]
 pub(crate) struct LoadedFilter {
-    pub(crate) start: fn(Rc<Inner>) -> HandleFuture,
-    /// Runs `on_complete`. Returns the message of its panic.
-    pub(crate) complete: fn(&Rc<Inner>, Outcome) -> Result<(), String>,
+    pub(crate) start: Start,
+    /// The filter has no `on_complete` of its own, as that which it has by default has found out.
+    ignores_the_end: AtomicBool,
     /// There until it is dropped.
     filter: Option<Box<dyn Any + Send + Sync>>,
     pub(crate) meta: Meta,
     pub(crate) start_reply: fn(Rc<Inner>) -> HandleFuture,
+    /// Runs `on_complete`. Returns the message of its panic.
+    pub(crate) complete: fn(&Rc<Inner>, Outcome) -> Result<(), String>,
 }
 
 impl LoadedFilter {
     /// The filter itself, if it is of this type.
     pub(crate) fn filter_of<F: Filter>(&self) -> Option<&F> {
         self.filter.as_ref()?.downcast_ref()
+    }
+
+    /// Whether `on_complete` has to be run.
+    #[inline]
+    pub(crate) fn listens_for_the_end(&self) -> bool {
+        !self.ignores_the_end.load(Ordering::Relaxed)
+    }
+
+    /// `F` has no `on_complete` of its own. That is nothing to a filter of another type, which has
+    /// passed the call on.
+    pub(crate) fn end_is_ignored_by<F: Filter>(&self) {
+        if self.filter_of::<F>().is_some() {
+            self.ignores_the_end.store(true, Ordering::Relaxed);
+        }
     }
 
     fn filter<F: Filter>(&self) -> &F {
@@ -211,18 +233,37 @@ impl Drop for LoadedFilter {
     }
 }
 
-// The exchange owns the filter, and a future owns the exchange until it is dropped: no second
+// The exchange owns the filter, and a future owns the exchange while it works for it: no second
 // reference count, which all workers would share.
 
-fn start<F: Filter>(exchange: Rc<Inner>) -> HandleFuture {
+/// The future runs `handle` for the exchange that polls it. If that has let go the response that came,
+/// there is nothing left to be done: then it rests, to run `handle` for another exchange, in memory
+/// that is there already. It ends with whatever else `handle` has returned.
+fn start<F: Filter>(worker: Rc<Worker>) -> HandleFuture {
     // Memory first: of a future that has not begun almost nothing is there yet, and `Box::pin` would
     // make it elsewhere and then copy all of it.
     let place = Box::new_uninit();
     let future = Box::write(place, async move {
-        let filter = exchange.filter().filter::<F>();
-        filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await
+        loop {
+            let exchange = worker.serving();
+            let filter = exchange.filter().filter::<F>();
+            let returned =
+                filter.handle(Request::live(exchange.clone()), Next::new(exchange.clone())).await;
+            if let Some(returned) = exchange.rest_after(returned) {
+                return returned;
+            }
+            drop(exchange);
+            until_polled_again().await;
+        }
     });
     Box::into_pin(future)
+}
+
+fn until_polled_again() -> impl Future<Output = ()> {
+    let mut again = false;
+    poll_fn(
+        move |_| if std::mem::replace(&mut again, true) { Poll::Ready(()) } else { Poll::Pending },
+    )
 }
 
 fn start_reply<F: Filter>(exchange: Rc<Inner>) -> HandleFuture {
@@ -389,6 +430,7 @@ fn load<F: Filter>(
         meta,
         filter: Some(Box::new(filter)),
         start: start::<F>,
+        ignores_the_end: AtomicBool::new(false),
         start_reply: start_reply::<F>,
         complete: complete::<F>,
     })))

@@ -87,7 +87,7 @@ impl Stream {
         Stream(exchange)
     }
 
-    fn exchange(&self) -> Result<&Rc<Inner>> {
+    pub(crate) fn exchange(&self) -> Result<&Rc<Inner>> {
         self.0.as_ref().ok_or_else(|| {
             Error::make(
                 ErrorKind::Gone,

@@ -65,6 +65,14 @@ impl Worker {
         WORKER.try_with(|here| here.0.get().map(|worker| f(worker))).ok()?
     }
 
+    /// The exchange that the thread is working for. Only where there is one.
+    #[inline]
+    pub(crate) fn serving(&self) -> Rc<Inner> {
+        let exchange = self.current.take().expect("an exchange is polled within itself");
+        self.current.set(Some(exchange.clone()));
+        exchange
+    }
+
     /// An exchange that this thread has kept.
     #[inline]
     pub(crate) fn take_kept() -> Option<Rc<Inner>> {

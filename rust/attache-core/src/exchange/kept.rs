@@ -34,6 +34,7 @@ impl Exchange {
             due: Cell::new(false),
             busy: Cell::new(false),
             handling: Cell::new(false),
+            resting: Cell::new(false),
             alive: Cell::new(true),
             any_time,
             status_changed: Cell::new(false),
@@ -43,6 +44,7 @@ impl Exchange {
             state: RefCell::new(State::new()),
             wake: OwnWaker::new(),
             host: Box::new(host),
+            started_by: Cell::new(None),
             calls: OnceCell::new(),
             spans: RefCell::new(Rarely::NOT),
         };
@@ -80,11 +82,23 @@ impl Inner {
     /// Whether it has nothing to drop but what every exchange has, and its waker is nobody else's.
     fn is_empty(&mut self) -> bool {
         !self.alive.get()
-            && self.task.get_mut().is_none()
+            && self.has_no_work()
             && self.state.get_mut().is_empty()
             && self.calls.get().is_none()
             && !self.spans.get_mut().is_there()
             && self.wake.renew()
+    }
+
+    /// There is no future, or it rests; a large one does not.
+    fn has_no_work(&mut self) -> bool {
+        if self.resting.get() && self.started_by.get().is_some() {
+            return true;
+        }
+        rarely();
+        if self.resting.take() {
+            self.task.set(None);
+        }
+        self.task.get_mut().is_none()
     }
 
     /// Makes it as it was, but for the stream. Every field is named, so that none is forgotten.
@@ -97,6 +111,7 @@ impl Inner {
             due,
             busy,
             handling,
+            resting: _,
             // Nobody calls the host until there is another.
             alive: _,
             any_time: _,
@@ -106,6 +121,7 @@ impl Inner {
             state,
             wake: _,
             host: _,
+            started_by: _,
             calls: _,
             spans: _,
         } = self;
@@ -247,7 +263,7 @@ mod tests {
         static SEEN: RefCell<(Vec<String>, Vec<Request>, Vec<Waker>)> = RefCell::default();
     }
 
-    /// Keeps its request (path 100), its waker (200), or answers by itself (300).
+    /// Keeps its request (path 100), its waker (200), answers by itself (300), or panics (400).
     struct Keeps;
 
     impl Filter for Keeps {
@@ -269,14 +285,19 @@ mod tests {
                     .await;
                 }
                 "300" => (),
+                "400" => panic!("as it was asked to"),
                 _ => return next.run(req).await,
             }
             Ok(Response::text(StatusCode::OK, "mine"))
         }
     }
 
+    fn load<F: Filter>() -> Loaded {
+        Registry::new().with::<F>("keeps").load("keeps", b"", Box::new(NoOne)).unwrap()
+    }
+
     fn loaded() -> Loaded {
-        Registry::new().with::<Keeps>("keeps").load("keeps", b"", Box::new(NoOne)).unwrap()
+        load::<Keeps>()
     }
 
     /// Runs an exchange from its beginning to its end. Returns where it was.
@@ -313,6 +334,105 @@ mod tests {
         run(&loaded, Numbered(300, ()));
         let place = run(&loaded, Numbered(5, ()));
         assert_eq!(run(&loaded, Numbered(6, ())), place);
+    }
+
+    /// Tells where its future is, of which `N` bytes are its own.
+    struct Placed<const N: usize>;
+
+    impl<const N: usize> Filter for Placed<N> {
+        type Config = ();
+        type RouteConfig = ();
+        fn new(_: (), _: &mut Setup) -> std::result::Result<Self, ConfigError> {
+            Ok(Placed)
+        }
+        async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+            let mine = [1u8; N];
+            SEEN.with_borrow_mut(|seen| seen.0.push(format!("{:p}", &mine)));
+            let resp = next.run(req).await;
+            assert_eq!(mine, [1; N]);
+            resp
+        }
+    }
+
+    /// Runs some exchanges with futures of `N` bytes. Returns where those were, and whether one rests.
+    fn places<const N: usize>() -> (Vec<String>, bool) {
+        let loaded = load::<Placed<N>>();
+        for number in 1..4 {
+            run(&loaded, Numbered(number, ()));
+        }
+        let next = Exchange::new(&loaded, Numbered(4, ()));
+        (SEEN.take().0, next.0.resting.get())
+    }
+
+    #[test]
+    fn a_future_that_is_done_serves_the_next_exchange_unless_it_is_large() {
+        let (first, rests) = places::<64>();
+        assert!(rests);
+        assert_eq!(first, vec![first[0].clone(); 3]);
+        // What rests is of another filter.
+        let (others, rests) = places::<65>();
+        assert!(rests);
+        assert_eq!(others, vec![others[0].clone(); 3]);
+        let (_, rests) = places::<RESTING>();
+        assert!(!rests, "that is too much to be kept");
+    }
+
+    #[test]
+    fn a_future_that_rests_is_left_alone() {
+        let loaded = loaded();
+        run(&loaded, Numbered(1, ()));
+        let exchange = Exchange::new(&loaded, Numbered(2, ()));
+        exchange.headers(Direction::Request, true);
+        exchange.headers(Direction::Response, false);
+        assert!(exchange.0.resting.get());
+        exchange.0.wake.wake();
+        exchange.scheduled();
+        assert!(exchange.0.resting.get());
+        exchange.destroy();
+        exchange.retire();
+        // A reply from elsewhere to a stream that `handle` has not seen.
+        let exchange = Exchange::new(&loaded, Numbered(3, ()));
+        assert!(exchange.0.resting.get());
+        assert_eq!(exchange.headers(Direction::Response, true), Verdict::Continue);
+        exchange.destroy();
+        exchange.retire();
+        // One that has come to no end.
+        run(&loaded, Numbered(400, ()));
+        run(&loaded, Numbered(4, ()));
+        run(&loaded, Numbered(5, ()));
+        SEEN.with_borrow(|seen| assert_eq!(seen.0, ["1", "2", "400", "4", "5"]));
+    }
+
+    /// Has an `on_complete`, and passes it on to a filter that has none.
+    struct Outer(Keeps);
+
+    impl Filter for Outer {
+        type Config = ();
+        type RouteConfig = ();
+        fn new(_: (), _: &mut Setup) -> std::result::Result<Self, ConfigError> {
+            Ok(Outer(Keeps))
+        }
+        async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+            self.0.handle(req, next).await
+        }
+        fn on_complete(&self, done: &crate::Completion) {
+            SEEN.with_borrow_mut(|seen| seen.0.push(format!("{:?}", done.outcome())));
+            self.0.on_complete(done);
+        }
+    }
+
+    #[test]
+    fn only_a_filter_without_on_complete_is_not_told_of_the_end() {
+        let (outer, inner) = (load::<Outer>(), loaded());
+        for number in 1..3 {
+            run(&outer, Numbered(number, ()));
+            run(&inner, Numbered(10 + number, ()));
+        }
+        SEEN.with_borrow(|seen| {
+            assert_eq!(seen.0, ["1", "Responded", "11", "2", "Responded", "12"]);
+        });
+        assert!(outer.0.listens_for_the_end());
+        assert!(!inner.0.listens_for_the_end());
     }
 
     #[test]
