@@ -226,7 +226,8 @@ pub enum CallFailure {
 /// Wakes a stream from any thread: asks the worker to call
 /// [`Exchange::scheduled`](crate::exchange::Exchange::scheduled).
 pub trait Notify: Send + Sync {
-    /// Posts to the worker. Does nothing when the stream is gone.
+    /// Posts to the worker. The stream is there: its end waits while somebody is in here, so this must
+    /// not wait for the worker.
     fn notify(&self);
 }
 

@@ -87,3 +87,4 @@ pub use secret::{FirstLook, Secret, SecretError, SecretSource, SecretUpdates};
 pub use span::Trace;
 pub use stream::Stream;
 pub use views::{View, Views};
+pub use worker::when_workers_end;

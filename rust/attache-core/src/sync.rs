@@ -3,7 +3,8 @@
 
 #[cfg(not(loom))]
 mod real {
-    pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
+    pub(crate) use std::thread::yield_now;
 
     /// A cell that is written once.
     pub(crate) struct Once<T>(std::sync::OnceLock<T>);
@@ -28,7 +29,8 @@ mod real {
 
 #[cfg(loom)]
 mod real {
-    pub(crate) use loom::sync::atomic::{AtomicU8, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
+    pub(crate) use loom::thread::yield_now;
 
     /// A cell that is written once. Loom has no `OnceLock`; a mutex has the same ordering.
     pub(crate) struct Once<T>(loom::sync::Mutex<Option<T>>);

@@ -14,44 +14,57 @@
 //! ```
 //!
 //! Any state goes to `DEAD` when the stream ends; a wake then does nothing.
+//!
+//! The number also counts the threads that are posting, since these are inside of Envoy, which keeps
+//! the stream while they are: a thread that the system does not let run there could be the last to
+//! let go of the stream, when its worker is gone, or all of Envoy. So the end waits for them.
 
 use std::sync::Arc;
 use std::sync::atomic::fence;
 use std::task::Waker;
 
 use crate::host::Notify;
-use crate::sync::{AtomicU8, Once, Ordering};
+use crate::sync::{AtomicU32, Once, Ordering, yield_now};
 
-const IDLE: u8 = 0;
-const SCHEDULED: u8 = 1;
-const ACTIVE: u8 = 2;
-const NOTIFIED: u8 = 3;
-const DEAD: u8 = 4;
+const IDLE: u32 = 0;
+const SCHEDULED: u32 = 1;
+const ACTIVE: u32 = 2;
+const NOTIFIED: u32 = 3;
+const DEAD: u32 = 4;
+/// The bits of the above; beyond are those that post.
+const STATE: u32 = 7;
+/// One that posts.
+const POSTING: u32 = 8;
 
 pub(crate) struct WakeState {
-    state: AtomicU8,
+    state: AtomicU32,
     notify: Once<Box<dyn Notify>>,
 }
 
 impl WakeState {
     pub(crate) fn new() -> Self {
-        WakeState { state: AtomicU8::new(IDLE), notify: Once::new() }
+        WakeState { state: AtomicU32::new(IDLE), notify: Once::new() }
+    }
+
+    /// Changes the state, and not who is posting. Gives the state before, as an error if `step` has
+    /// nothing for it.
+    fn change(&self, step: impl Fn(u32) -> Option<u32>) -> Result<u32, u32> {
+        let change = |now: u32| step(now & STATE).map(|next| now & !STATE | next);
+        let changed = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        changed.map(|before| before & STATE).map_err(|before| before & STATE)
     }
 
     /// Any thread: asks for a poll.
     pub(crate) fn wake(&self) {
-        let mut now = self.state.load(Ordering::Acquire);
-        loop {
-            let next = match now {
-                IDLE => SCHEDULED,
-                ACTIVE => NOTIFIED,
-                _ => return,
-            };
-            match self.state.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(IDLE) => return self.notify.with(|n| n.notify()),
-                Ok(_) => return,
-                Err(seen) => now = seen,
-            }
+        let asked =
+            self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| match now & STATE {
+                IDLE => Some((now & !STATE | SCHEDULED) + POSTING),
+                ACTIVE => Some(now & !STATE | NOTIFIED),
+                _ => None,
+            });
+        if asked.is_ok_and(|before| before & STATE == IDLE) {
+            let _posting = Posting(&self.state);
+            self.notify.with(|n| n.notify());
         }
     }
 
@@ -67,27 +80,15 @@ impl WakeState {
             }
             return before == SCHEDULED || before == NOTIFIED;
         }
-        let mut now = self.state.load(Ordering::Acquire);
-        loop {
-            if now == DEAD {
-                return false;
-            }
-            match self.state.compare_exchange_weak(now, ACTIVE, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(before) => return before == SCHEDULED || before == NOTIFIED,
-                Err(seen) => now = seen,
-            }
-        }
+        let entered = self.change(|now| (now != DEAD).then_some(ACTIVE));
+        entered.is_ok_and(|before| before == SCHEDULED || before == NOTIFIED)
     }
 
     /// Worker, after `enter`: takes a wake that has come since.
     pub(crate) fn take(&self) -> bool {
         // A look costs less than an exchange; a wake that it misses is seen by `leave`.
-        self.state.load(Ordering::Relaxed) == NOTIFIED && self.exchange_notified()
-    }
-
-    fn exchange_notified(&self) -> bool {
-        self.state.compare_exchange(NOTIFIED, ACTIVE, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.load(Ordering::Relaxed) & STATE == NOTIFIED
+            && self.change(|now| (now == NOTIFIED).then_some(ACTIVE)).is_ok()
     }
 
     /// Worker: lets the exchange go. A wake that has come since `enter` is posted now.
@@ -107,23 +108,37 @@ impl WakeState {
         if shared && !self.notify.is_set() {
             self.notify.set(notifier());
         }
-        let left = self.state.compare_exchange(ACTIVE, IDLE, Ordering::AcqRel, Ordering::Acquire);
-        if left == Err(NOTIFIED) {
+        let left = self.change(|now| match now {
+            ACTIVE => Some(IDLE),
+            NOTIFIED => Some(SCHEDULED),
+            _ => None,
+        });
+        if left == Ok(NOTIFIED) {
             if !self.notify.is_set() {
                 self.notify.set(notifier());
             }
-            self.state.store(SCHEDULED, Ordering::Release);
             self.notify.with(|n| n.notify());
         }
     }
 
-    /// Worker: the stream has ended; from now on a wake does nothing.
+    /// Worker: the stream has ended; from now on a wake does nothing, and nobody is posting.
     pub(crate) fn kill(&self, shared: bool) {
-        if shared {
-            self.state.swap(DEAD, Ordering::AcqRel);
-        } else {
-            self.state.store(DEAD, Ordering::Relaxed);
+        if !shared {
+            return self.state.store(DEAD, Ordering::Relaxed);
         }
+        let _ = self.change(|_| Some(DEAD));
+        while self.state.load(Ordering::Acquire) >= POSTING {
+            yield_now();
+        }
+    }
+}
+
+/// While it is there, one thread more is posting.
+struct Posting<'a>(&'a AtomicU32);
+
+impl Drop for Posting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(POSTING, Ordering::Release);
     }
 }
 
@@ -346,6 +361,37 @@ mod tests {
             state.wake();
             assert!(!state.enter(true));
             assert!(posts.load(StdOrdering::SeqCst) <= 1);
+        });
+    }
+
+    /// A thread that posts is inside of Envoy: the end waits until it is out of there.
+    #[cfg(loom)]
+    #[test]
+    fn nobody_is_posting_after_the_end() {
+        struct Slow(StdArc<AtomicUsize>);
+        impl Notify for Slow {
+            fn notify(&self) {
+                self.0.fetch_add(1, StdOrdering::SeqCst);
+                loom::thread::yield_now();
+                self.0.fetch_sub(1, StdOrdering::SeqCst);
+            }
+        }
+        loom::model(|| {
+            let inside = StdArc::new(AtomicUsize::new(0));
+            let slow = || Box::new(Slow(inside.clone())) as Box<dyn Notify>;
+            let state = loom::sync::Arc::new(WakeState::new());
+            state.enter(true);
+            state.leave(true, slow);
+            let waker = {
+                let state = state.clone();
+                loom::thread::spawn(move || state.wake())
+            };
+            // The poll that was asked for may come while the thread is still posting.
+            state.enter(true);
+            state.leave(true, slow);
+            state.kill(true);
+            assert_eq!(inside.load(StdOrdering::SeqCst), 0);
+            waker.join().unwrap();
         });
     }
 }

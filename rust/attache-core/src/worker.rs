@@ -3,6 +3,8 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::exchange::Inner;
 use crate::runtime;
@@ -32,11 +34,26 @@ impl Drop for Here {
             // They refer to the worker, which would keep them for ever.
             worker.ends.set(true);
             drop(worker.kept.take());
+            if SERVING.fetch_sub(1, Ordering::AcqRel) == 1
+                && let Some(ended) = WORKERS_ENDED.get()
+            {
+                ended();
+            }
         }
     }
 }
 
 thread_local!(static WORKER: Here = const { Here(OnceCell::new()) });
+
+/// How many threads have a [`Worker`].
+static SERVING: AtomicUsize = AtomicUsize::new(0);
+static WORKERS_ENDED: OnceLock<fn()> = OnceLock::new();
+
+/// Has `ended` called when the last of the threads that have served exchanges ends, on that thread.
+/// The first that is given is the one.
+pub fn when_workers_end(ended: fn()) {
+    WORKERS_ENDED.get_or_init(|| ended);
+}
 
 impl Worker {
     fn new() -> Rc<Self> {
@@ -52,7 +69,11 @@ impl Worker {
     /// This thread's.
     pub(crate) fn here() -> Rc<Self> {
         // At the thread's end the locals may be gone; then it is one for this exchange alone.
-        WORKER.try_with(|here| here.0.get_or_init(Worker::new).clone()).unwrap_or_else(|_| {
+        let made = || {
+            SERVING.fetch_add(1, Ordering::AcqRel);
+            Worker::new()
+        };
+        WORKER.try_with(|here| here.0.get_or_init(made).clone()).unwrap_or_else(|_| {
             let alone = Worker::new();
             alone.ends.set(true);
             alone

@@ -1,6 +1,5 @@
 //! Filter configs and their metrics in stock Envoy.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::thread::ThreadId;
 
@@ -12,20 +11,9 @@ use attache_core::{
 
 use crate::abi::{Callbacks, EnvoyConfig, METRICS_FROZEN, METRICS_SUCCESS, ModulePtr, Scheduler};
 use crate::callout::ConfigCalls;
+use crate::commit::{self, commit, is_committing};
 use crate::envoy::InEnvoy;
 use crate::stream::module_buffers;
-
-thread_local!(static COMMITTING: Cell<bool> = const { Cell::new(false) });
-
-/// Asks Envoy to call back later: `post` commits an event.
-///
-/// Envoy holds the stream or the config while it posts. Should everybody else let go of it just then,
-/// it is destroyed in here, its config with it, on whatever thread this is.
-pub(crate) fn commit(post: impl FnOnce()) {
-    let before = COMMITTING.replace(true);
-    post();
-    COMMITTING.set(before);
-}
 
 /// Envoy's main thread, as a config of ours can ask for it.
 pub(crate) struct MainThread {
@@ -44,7 +32,8 @@ pub(crate) mod event {
     pub(crate) const LOOK: u64 = 2;
 }
 
-// SAFETY: the scheduler holds a weak reference to the config, and committing is made for any thread.
+// SAFETY: the scheduler holds a weak reference to the config, and committing is made for any thread, as
+// long as Envoy is there (`commit.rs`).
 unsafe impl Send for MainThread {}
 // SAFETY: as above.
 unsafe impl Sync for MainThread {}
@@ -53,6 +42,7 @@ impl MainThread {
     /// # Safety
     /// `envoy` must be the config that Envoy is making, further down the stack, on its main thread.
     pub(crate) unsafe fn new(envoy: EnvoyConfig, api: &'static Callbacks) -> Self {
+        commit::open();
         // SAFETY: the caller's promise.
         let scheduler = unsafe { (api.config_scheduler_new)(envoy) };
         MainThread { api, scheduler, id: std::thread::current().id() }
@@ -231,7 +221,7 @@ impl Sink {
     /// # Safety
     /// The config must live during the call.
     pub(crate) unsafe fn end(&self, loaded: &Loaded) {
-        let foreign = COMMITTING.get();
+        let foreign = is_committing();
         self.queue.end(loaded, |metric, op, value, labels| {
             // What needs a thread of Envoy's is lost on another one.
             if !foreign || is_for_any_thread(metric.kind, labels) {

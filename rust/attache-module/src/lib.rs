@@ -12,6 +12,7 @@
 //! | what is around its messages | `facts.rs`, `state.rs` |
 //! | configs and metrics | `config.rs` |
 //! | secrets and runtime flags | `envoy.rs` |
+//! | posting to the main thread, up to Envoy's end | `commit.rs` |
 //! | tracing spans | `span.rs` |
 //! | `tracing` to Envoy's log | `log.rs` |
 //!
@@ -21,6 +22,7 @@
 
 mod abi;
 mod callout;
+mod commit;
 mod config;
 mod envoy;
 mod facts;

@@ -16,7 +16,7 @@ use crate::abi::{
     reset_reason,
 };
 use crate::callout;
-use crate::config::{RouteConfig, commit};
+use crate::config::RouteConfig;
 use crate::span::Span;
 
 /// How many slices or headers fit on the stack.
@@ -369,16 +369,17 @@ struct StreamNotify {
     api: &'static Callbacks,
 }
 
-// SAFETY: Envoy's scheduler holds a weak reference to the stream; committing is made for any
-// thread, and deleting it touches nothing else.
+// SAFETY: Envoy's scheduler holds a weak reference to the stream, and a strong one during a commit;
+// that is made for any thread, as long as Envoy is there, and deleting it touches nothing else.
 unsafe impl Send for StreamNotify {}
 // SAFETY: as above; a commit does not change the scheduler.
 unsafe impl Sync for StreamNotify {}
 
 impl Notify for StreamNotify {
     fn notify(&self) {
-        // SAFETY: the scheduler lives until `drop`. When the stream is gone it does nothing.
-        commit(|| unsafe { (self.api.scheduler_commit)(self.scheduler, 0) });
+        // SAFETY: the scheduler lives until `drop`, and the stream at least as long as this call: the
+        // engine does not let it go while somebody is in here.
+        unsafe { (self.api.scheduler_commit)(self.scheduler, 0) }
     }
 }
 
