@@ -184,7 +184,8 @@ fn nanos(time: Duration) -> u64 {
 impl Facts for ModelHost {
     fn fact(&self, fact: Fact, f: &mut dyn FnMut(FactValue<'_>)) -> Result<(), Denied> {
         self.reads("fact");
-        let given = self.stream.around.given.borrow();
+        let stream = self.stream();
+        let given = stream.around.given.borrow();
         let known = given.facts.iter().find(|(known, _)| *known == fact).map(|(_, v)| v.clone());
         drop(given);
         match known {
@@ -203,7 +204,7 @@ impl Facts for ModelHost {
             None => match fact {
                 Fact::Attribute(attribute) => self.read_messages(attribute, f),
                 Fact::WorkerIndex => f(FactValue::Number(0)),
-                Fact::BytesReceived => f(FactValue::Number(self.stream.bytes_received())),
+                Fact::BytesReceived => f(FactValue::Number(self.stream().bytes_received())),
                 _ => (),
             },
         }
@@ -218,7 +219,8 @@ impl Facts for ModelHost {
         kind: MetadataKind,
     ) -> Result<Option<MetadataValue>, Denied> {
         self.reads("metadata");
-        let given = self.stream.around.given.borrow();
+        let stream = self.stream();
+        let given = stream.around.given.borrow();
         match given.metadata.get(&metadata_key(source, namespace, key)) {
             Some(value) if !value.is(kind) => Err(Denied::WrongType(
                 format!("the metadata value `{key}` of `{namespace}` is no {kind:?}").into(),
@@ -235,7 +237,8 @@ impl Facts for ModelHost {
     ) -> Result<(), Denied> {
         self.reads("metadata_names");
         let source = format!("{source:?}");
-        let given = self.stream.around.given.borrow();
+        let stream = self.stream();
+        let given = stream.around.given.borrow();
         let mut names: Vec<&str> = given
             .metadata
             .keys()
@@ -257,7 +260,8 @@ impl Facts for ModelHost {
         value: &MetadataValue,
     ) -> Result<(), Denied> {
         self.reads("set_metadata");
-        let mut given = self.stream.around.given.borrow_mut();
+        let stream = self.stream();
+        let mut given = stream.around.given.borrow_mut();
         given.set_metadata(MetadataSource::Dynamic, namespace, key, value.clone());
         Ok(())
     }
@@ -269,7 +273,8 @@ impl Facts for ModelHost {
         value: &MetadataValue,
     ) -> Result<(), Denied> {
         self.reads("append_metadata");
-        let mut given = self.stream.around.given.borrow_mut();
+        let stream = self.stream();
+        let mut given = stream.around.given.borrow_mut();
         let place = metadata_key(MetadataSource::Dynamic, namespace, key);
         match given.metadata.entry(place).or_insert(MetadataValue::List(Vec::new())) {
             MetadataValue::List(list) => {
@@ -287,7 +292,7 @@ impl Facts for ModelHost {
         f: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Denied> {
         self.reads("filter_state");
-        if let Some((value, ..)) = self.stream.around.filter_state(key) {
+        if let Some((value, ..)) = self.stream().around.filter_state(key) {
             f(&value);
         }
         Ok(())
@@ -302,7 +307,8 @@ impl Facts for ModelHost {
         sharing: Sharing,
     ) -> Result<(), Denied> {
         self.reads("set_filter_state");
-        let mut given = self.stream.around.given.borrow_mut();
+        let stream = self.stream();
+        let mut given = stream.around.given.borrow_mut();
         if given.filter_state.get(key).is_some_and(|v| v.life_span != life_span) {
             return Err(taken(key));
         }
@@ -313,7 +319,7 @@ impl Facts for ModelHost {
 
     fn object(&self, key: &str) -> Result<Option<StateObject>, Denied> {
         self.reads("object");
-        Ok(self.stream.around.objects.borrow().get(key).map(|(object, _)| object.clone()))
+        Ok(self.stream().around.objects.borrow().get(key).map(|(object, _)| object.clone()))
     }
 
     fn set_object(
@@ -323,7 +329,8 @@ impl Facts for ModelHost {
         life_span: LifeSpan,
     ) -> Result<(), Denied> {
         self.reads("set_object");
-        let mut objects = self.stream.around.objects.borrow_mut();
+        let stream = self.stream();
+        let mut objects = stream.around.objects.borrow_mut();
         if objects.get(key).is_some_and(|(_, span)| *span != life_span) {
             drop(objects);
             return Err(taken(key));
@@ -336,12 +343,12 @@ impl Facts for ModelHost {
 
     fn extensions(&self) -> Result<Rc<Store>, Denied> {
         self.reads("extensions");
-        Ok(self.stream.around.extensions())
+        Ok(self.stream().around.extensions())
     }
 
     fn control(&self, control: Control<'_>) -> Result<(), Denied> {
         self.writes("control");
-        let done = &self.stream.around.done;
+        let done = &self.stream().around.done;
         match control {
             Control::ClearRouteCache => done.borrow_mut().route_cleared += 1,
             Control::RefreshRouteCluster => done.borrow_mut().cluster_refreshed += 1,
@@ -352,8 +359,8 @@ impl Facts for ModelHost {
                 done.borrow_mut().upstream_host = Some((host.to_owned(), strict));
             }
             Control::DrainConnection => {
-                if self.stream.hooks_running() {
-                    self.stream.violation(
+                if self.stream().hooks_running() {
+                    self.stream().violation(
                         "the connection is drained from within a hook: Envoy breaks the chain off",
                     );
                 }
@@ -377,7 +384,7 @@ impl ModelHost {
     /// What Envoy reads from the messages.
     fn read_messages(&self, attribute: Attribute, f: &mut dyn FnMut(FactValue<'_>)) {
         let header = |name: &str, f: &mut dyn FnMut(&[u8])| {
-            let value = match &*self.stream.map(Map::RequestHeaders).borrow() {
+            let value = match &*self.stream().map(Map::RequestHeaders).borrow() {
                 Some(fields) => fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()),
                 None => None,
             };
@@ -403,13 +410,13 @@ impl ModelHost {
             Attribute::RequestUserAgent => header("user-agent", &mut text),
             Attribute::RequestId => header("x-request-id", &mut text),
             Attribute::ResponseCode => {
-                if let Some(status) = self.stream.client_status() {
+                if let Some(status) = self.stream().client_status() {
                     f(FactValue::Number(status.into()));
                 }
             }
-            Attribute::ResponseSize => f(FactValue::Number(self.stream.bytes_sent())),
+            Attribute::ResponseSize => f(FactValue::Number(self.stream().bytes_sent())),
             Attribute::RequestDuration => {
-                if let Some(duration) = self.stream.duration() {
+                if let Some(duration) = self.stream().duration() {
                     f(FactValue::Duration(nanos(duration)));
                 }
             }
@@ -418,7 +425,7 @@ impl ModelHost {
     }
 
     fn recreate(&self) -> Result<(), Denied> {
-        let stream = &self.stream;
+        let stream = self.stream();
         if stream.our_leg(Direction::Request).headers_continued.get() {
             stream.violation("the stream is started again, but its request has gone on");
         }

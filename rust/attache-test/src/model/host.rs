@@ -1,7 +1,9 @@
 //! The host half of the model: what the exchange calls, with the manners of Envoy's C ABI.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -17,20 +19,37 @@ use super::buffer::Buffer;
 use super::stream::{Part, ReplyState, Stream};
 
 /// The filter's side of a [`Model`](super::Model).
+///
+/// As stock Envoy's, it has nothing to drop, so that an exchange that has ended serves another stream:
+/// it knows its stream by a number.
+#[derive(Debug)]
 pub struct ModelHost {
-    pub(crate) stream: Rc<Stream>,
-    dropped: Rc<Cell<bool>>,
+    stream: u64,
 }
 
-impl std::fmt::Debug for ModelHost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ModelHost")
+enum Place {
+    /// Its events are still to come: it stays.
+    Open(Rc<Stream>),
+    /// It has been destroyed; whoever calls it all the same is told, if the test still has it.
+    Over(Weak<Stream>),
+}
+
+thread_local! {
+    /// The streams of this thread. What a test leaves open stays so: it is not dropped.
+    static STREAMS: ManuallyDrop<RefCell<BTreeMap<u64, Place>>> = ManuallyDrop::default();
+}
+
+impl Stream {
+    pub(crate) fn is_destroyed(self: &Rc<Self>) {
+        let over = Place::Over(Rc::downgrade(self));
+        let open = STREAMS.with(|all| all.borrow_mut().insert(self.number, over));
+        drop(open);
     }
 }
 
-impl Drop for ModelHost {
+impl Drop for Stream {
     fn drop(&mut self) {
-        self.dropped.set(true);
+        STREAMS.with(|all| all.borrow_mut().remove(&self.number));
     }
 }
 
@@ -45,18 +64,18 @@ impl Notify for Post {
 }
 
 /// Counts a callback that looks at a map or a buffer, for as long as it runs.
-struct Look<'a>(&'a Cell<u32>);
+struct Look(Rc<Stream>);
 
-impl<'a> Look<'a> {
-    fn start(looking: &'a Cell<u32>) -> Self {
-        looking.set(looking.get() + 1);
-        Look(looking)
+impl Look {
+    fn start(stream: Rc<Stream>) -> Self {
+        stream.looking.set(stream.looking.get() + 1);
+        Look(stream)
     }
 }
 
-impl Drop for Look<'_> {
+impl Drop for Look {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.looking.set(self.0.looking.get() - 1);
     }
 }
 
@@ -68,37 +87,46 @@ fn fields(list: &[(&[u8], &[u8])]) -> Fields {
 
 impl ModelHost {
     pub(crate) fn new(stream: &Rc<Stream>) -> Self {
-        let dropped = stream.host_dropped.clone();
-        dropped.set(false);
-        ModelHost { stream: stream.clone(), dropped }
+        let number = stream.number;
+        STREAMS.with(|all| all.borrow_mut().insert(number, Place::Open(stream.clone())));
+        ModelHost { stream: number }
+    }
+
+    pub(crate) fn stream(&self) -> Rc<Stream> {
+        let stream = STREAMS.with(|all| match all.borrow().get(&self.stream) {
+            Some(Place::Open(stream)) => Some(stream.clone()),
+            Some(Place::Over(stream)) => stream.upgrade(),
+            None => None,
+        });
+        stream.expect("ModelViolation: a call after the stream has gone")
     }
 
     /// A call that only looks.
     pub(crate) fn reads(&self, call: &str) {
-        if self.stream.destroyed.get() {
-            self.stream.violation(format!("{call} after destroy"));
+        if self.stream().destroyed.get() {
+            self.stream().violation(format!("{call} after destroy"));
         }
     }
 
     /// A call that changes something.
     pub(crate) fn writes(&self, call: &str) {
         self.reads(call);
-        if self.stream.completed.get() {
-            self.stream.violation(format!("{call} after the stream has completed"));
+        if self.stream().completed.get() {
+            self.stream().violation(format!("{call} after the stream has completed"));
         }
-        if self.stream.in_watermark.get() {
-            self.stream.violation(format!(
+        if self.stream().in_watermark.get() {
+            self.stream().violation(format!(
                 "{call} from within a watermark callback: Envoy may be in the middle of sending"
             ));
         }
-        if self.stream.looking.get() > 0 {
-            self.stream.violation(format!("{call} from within a callback that looks at a view"));
+        if self.stream().looking.get() > 0 {
+            self.stream().violation(format!("{call} from within a callback that looks at a view"));
         }
     }
 
     fn write_map<R>(&self, call: &str, map: Map, f: impl FnOnce(&mut Fields) -> R) -> Option<R> {
         self.writes(call);
-        let stream = &self.stream;
+        let stream = self.stream();
         let (direction, headers) = match map {
             Map::RequestHeaders => (Direction::Request, true),
             Map::RequestTrailers => (Direction::Request, false),
@@ -116,8 +144,9 @@ impl ModelHost {
     }
 
     fn area(&self, direction: Direction, area: Area) -> Option<Rc<Buffer>> {
-        let way = self.stream.way(direction);
-        if area == Area::Buffer && self.stream.is_compiled_in() {
+        let stream = self.stream();
+        let way = stream.way(direction);
+        if area == Area::Buffer && self.stream().is_compiled_in() {
             return Some(way.own.buffer.clone());
         }
         let place: &RefCell<Option<Rc<Buffer>>> = match area {
@@ -129,7 +158,7 @@ impl ModelHost {
 
     fn may_reply(&self, call: &str) {
         self.writes(call);
-        let stream = &self.stream;
+        let stream = self.stream();
         if stream.in_local_reply.get() {
             stream.violation(format!("{call} from within the local-reply hook"));
         }
@@ -143,10 +172,10 @@ impl ModelHost {
 
     fn may_go_on_replying(&self, call: &str) {
         self.writes(call);
-        match self.stream.reply.get() {
+        match self.stream().reply.get() {
             ReplyState::Started => (),
-            ReplyState::None => self.stream.violation(format!("{call} before the reply's headers")),
-            ReplyState::Ended => self.stream.violation(format!("{call} after the reply's end")),
+            ReplyState::None => self.stream().violation(format!("{call} before the reply's headers")),
+            ReplyState::Ended => self.stream().violation(format!("{call} after the reply's end")),
         }
     }
 }
@@ -154,7 +183,7 @@ impl ModelHost {
 impl Host for ModelHost {
     fn capabilities(&self) -> Capabilities {
         self.reads("capabilities");
-        match self.stream.is_compiled_in() {
+        match self.stream().is_compiled_in() {
             true => Capabilities::COMPILED_IN,
             false => Capabilities::COMMON,
         }
@@ -162,14 +191,14 @@ impl Host for ModelHost {
 
     fn header(&self, map: Map, name: &str, index: usize, f: &mut dyn FnMut(&[u8])) -> usize {
         self.reads("header");
-        let all: Vec<Bytes> = match &*self.stream.map(map).borrow() {
+        let all: Vec<Bytes> = match &*self.stream().map(map).borrow() {
             Some(fields) => {
                 fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect()
             }
             None => return 0,
         };
         if let Some(value) = all.get(index) {
-            let _look = Look::start(&self.stream.looking);
+            let _look = Look::start(self.stream());
             f(value);
         }
         all.len()
@@ -177,8 +206,8 @@ impl Host for ModelHost {
 
     fn headers(&self, map: Map, f: &mut dyn FnMut(&[u8], &[u8])) -> bool {
         self.reads("headers");
-        let Some(fields) = self.stream.map(map).borrow().clone() else { return false };
-        let _look = Look::start(&self.stream.looking);
+        let Some(fields) = self.stream().map(map).borrow().clone() else { return false };
+        let _look = Look::start(self.stream());
         for (name, value) in &fields {
             f(name.as_bytes(), value);
         }
@@ -187,7 +216,7 @@ impl Host for ModelHost {
 
     fn set_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
         let value = Bytes::copy_from_slice(value);
-        let empty_values = self.stream.is_compiled_in();
+        let empty_values = self.stream().is_compiled_in();
         self.write_map("set_header", map, |fields| {
             if value.is_empty() && !empty_values {
                 return fields.retain(|(n, _)| n != name);
@@ -209,7 +238,7 @@ impl Host for ModelHost {
 
     fn append_header(&self, map: Map, name: &str, value: &[u8]) -> bool {
         let value = Bytes::copy_from_slice(value);
-        let empty_values = self.stream.is_compiled_in();
+        let empty_values = self.stream().is_compiled_in();
         self.write_map("append_header", map, |fields| {
             let adds = empty_values || !value.is_empty();
             if adds {
@@ -231,7 +260,7 @@ impl Host for ModelHost {
 
     fn frame_is_buffer(&self, direction: Direction) -> bool {
         self.reads("frame_is_buffer");
-        if self.stream.is_compiled_in() {
+        if self.stream().is_compiled_in() {
             return false;
         }
         match (self.area(direction, Area::Frame), self.area(direction, Area::Buffer)) {
@@ -243,7 +272,7 @@ impl Host for ModelHost {
     fn body(&self, direction: Direction, area: Area, f: &mut dyn FnMut(&[u8])) {
         self.reads("body");
         let slices = self.area(direction, area).map(|b| b.slices()).unwrap_or_default();
-        let _look = Look::start(&self.stream.looking);
+        let _look = Look::start(self.stream());
         for slice in slices {
             f(&slice);
         }
@@ -251,7 +280,7 @@ impl Host for ModelHost {
 
     fn drain(&self, direction: Direction, area: Area, bytes: usize) {
         self.writes("drain");
-        let stream = &self.stream;
+        let stream = self.stream();
         let Some(buffer) = self.area(direction, area) else {
             return stream
                 .violation(format!("drain of a {direction:?} {area:?} that is not there"));
@@ -273,7 +302,7 @@ impl Host for ModelHost {
 
     fn append(&self, direction: Direction, area: Area, data: &[u8]) {
         self.writes("append");
-        let stream = &self.stream;
+        let stream = self.stream();
         let way = stream.way(direction);
         let leg = stream.our_leg(direction);
         let data = Bytes::copy_from_slice(data);
@@ -321,12 +350,12 @@ impl Host for ModelHost {
 
     fn buffer_limit(&self) -> u64 {
         self.reads("buffer_limit");
-        self.stream.buffer_limit.get()
+        self.stream().buffer_limit.get()
     }
 
     fn set_buffer_limit(&self, bytes: u64) {
         self.writes("set_buffer_limit");
-        self.stream.set_buffer_limit(bytes);
+        self.stream().set_buffer_limit(bytes);
     }
 
     fn inject(
@@ -336,32 +365,32 @@ impl Host for ModelHost {
         end_stream: bool,
     ) {
         self.writes("inject");
-        self.stream.may_emit("inject", direction);
-        self.stream.inject(direction, data.collect(), end_stream);
+        self.stream().may_emit("inject", direction);
+        self.stream().inject(direction, data.collect(), end_stream);
     }
 
     fn release(&self, direction: Direction) {
         self.writes("release");
-        self.stream.may_emit("release", direction);
-        if !self.stream.our_leg(direction).stopped.get() {
-            self.stream.violation(format!("release of the {direction:?}, which is not stopped"));
+        self.stream().may_emit("release", direction);
+        if !self.stream().our_leg(direction).stopped.get() {
+            self.stream().violation(format!("release of the {direction:?}, which is not stopped"));
         }
-        self.stream.inject_own(direction, false);
+        self.stream().inject_own(direction, false);
     }
 
     fn others_hold(&self, direction: Direction) -> bool {
         self.reads("others_hold");
-        self.stream.others_hold(direction)
+        self.stream().others_hold(direction)
     }
 
     fn add_trailers(&self, direction: Direction, now: bool) -> bool {
         self.writes("add_trailers");
-        self.stream.add_trailers(direction, now)
+        self.stream().add_trailers(direction, now)
     }
 
     fn resume(&self, direction: Direction) {
         self.writes("resume");
-        let stream = &self.stream;
+        let stream = self.stream();
         if stream.is_compiled_in() {
             return stream.resume_own(direction);
         }
@@ -384,12 +413,12 @@ impl Host for ModelHost {
 
     fn send_reply(&self, reply: &LocalReply<'_>) {
         self.may_reply("send_reply");
-        self.stream.our_reply(reply);
+        self.stream().our_reply(reply);
     }
 
     fn send_reply_headers(&self, headers: &[(&[u8], &[u8])], end_stream: bool) {
         self.may_reply("send_reply_headers");
-        let stream = &self.stream;
+        let stream = self.stream();
         if !end_stream && stream.our_leg(Direction::Request).headers_continued.get() {
             stream.violation(
                 "a streamed reply, but the request has gone on: a response would meet it",
@@ -403,12 +432,12 @@ impl Host for ModelHost {
 
     fn send_reply_data(&self, data: &[u8], end_stream: bool) {
         self.may_go_on_replying("send_reply_data");
-        self.stream.our_reply_data(Bytes::copy_from_slice(data), end_stream);
+        self.stream().our_reply_data(Bytes::copy_from_slice(data), end_stream);
     }
 
     fn send_reply_trailers(&self, trailers: &[(&[u8], &[u8])]) {
         self.may_go_on_replying("send_reply_trailers");
-        self.stream.our_reply_trailers(fields(trailers));
+        self.stream().our_reply_trailers(fields(trailers));
     }
 
     fn reset(&self, details: &str) {
@@ -421,45 +450,46 @@ impl Host for ModelHost {
 
     fn reset_for(&self, reason: ResetReason, details: &str) {
         self.writes("reset");
-        self.stream.around.done.borrow_mut().reset = Some((reason, details.to_owned()));
-        self.stream.check_reset();
-        self.stream.reset_stream();
+        self.stream().around.done.borrow_mut().reset = Some((reason, details.to_owned()));
+        self.stream().check_reset();
+        self.stream().reset_stream();
     }
 
     fn start_call(&self, call: &CallStart<'_>) -> Result<u64, CallRefused> {
         self.writes("start_call");
-        self.stream.start_call(call)
+        self.stream().start_call(call)
     }
 
     fn send_call_data(&self, call: u64, data: &[u8], end_stream: bool) -> bool {
         self.writes("send_call_data");
-        self.stream.send_call_data(call, data, end_stream)
+        self.stream().send_call_data(call, data, end_stream)
     }
 
     fn send_call_trailers(&self, call: u64, trailers: &[(&[u8], &[u8])]) -> bool {
         self.writes("send_call_trailers");
-        self.stream.send_call_trailers(call, fields(trailers))
+        self.stream().send_call_trailers(call, fields(trailers))
     }
 
     fn reset_call(&self, call: u64) {
         // Also while the stream completes: its futures are dropped then.
         self.reads("reset_call");
-        self.stream.reset_call(call);
+        self.stream().reset_call(call);
     }
 
     fn notifier(&self) -> Box<dyn Notify> {
         self.reads("notifier");
-        let count = &self.stream.notifiers;
+        let count = &self.stream().notifiers;
         count.set(count.get() + 1);
         if count.get() > 1 {
-            self.stream.violation("a second notifier for one stream");
+            self.stream().violation("a second notifier for one stream");
         }
-        Box::new(Post(self.stream.posts.0.clone(), self.stream.woken.clone()))
+        Box::new(Post(self.stream().posts.0.clone(), self.stream().woken.clone()))
     }
 
     fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
         self.reads("route_configs");
-        let levels: Vec<_> = self.stream.options.route_configs.values().collect();
+        let stream = self.stream();
+        let levels: Vec<_> = stream.options.route_configs.values().collect();
         let known = match self.capabilities().route_levels {
             true => 0,
             false => levels.len().saturating_sub(1),

@@ -2,12 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use attache_core::exchange::Exchange;
+use attache_core::exchange::{Exchange, Inner};
 use attache_core::host::{DataVerdict, Direction, LocalReply, Map, Verdict};
 use attache_core::registry::{Loaded, LoadedRoute};
 use bytes::Bytes;
@@ -256,7 +256,10 @@ pub(crate) struct Stream {
     posted: Cell<usize>,
     pub(crate) woken: Arc<Notify>,
     violations: RefCell<Vec<ModelViolation>>,
-    pub(crate) host_dropped: Rc<Cell<bool>>,
+    /// What tells it from the others of its thread.
+    pub(crate) number: u64,
+    /// What has become of the exchange.
+    exchange_left: RefCell<Left>,
     next_hop_above: [Cell<u32>; 2],
     pub(crate) in_watermark: Cell<bool>,
     details: RefCell<Vec<String>>,
@@ -276,6 +279,17 @@ struct Reply {
     headers: Fields,
     body: Bytes,
 }
+
+/// What is left of an exchange when its stream has gone.
+#[derive(Default)]
+enum Left {
+    #[default]
+    Nothing,
+    /// Somebody held it then, and may hold it still.
+    Held(Weak<Inner>),
+}
+
+thread_local!(static NUMBERS: Cell<u64> = const { Cell::new(0) });
 
 const LOST: &str = "bytes after the end of the";
 
@@ -1178,7 +1192,14 @@ impl Stream {
         self.drop_calls();
         self.destroyed.set(true);
         let exchange = self.exchange.borrow_mut().take();
-        drop(exchange);
+        if let Some(exchange) = exchange {
+            let shared = exchange.into_shared();
+            let held = Rc::strong_count(&shared) > 1;
+            let left = if held { Left::Held(Rc::downgrade(&shared)) } else { Left::Nothing };
+            *self.exchange_left.borrow_mut() = left;
+            Exchange::from(shared).retire();
+        }
+        self.is_destroyed();
         self.around.forget();
         let mut upstream = self.upstream.borrow_mut();
         if upstream.headers.is_some() && !(upstream.ended && self.response_complete.get()) {
@@ -1248,7 +1269,8 @@ impl Model {
             posted: Cell::new(0),
             woken: Arc::default(),
             violations: RefCell::default(),
-            host_dropped: Rc::new(Cell::new(true)),
+            number: NUMBERS.replace(NUMBERS.get() + 1),
+            exchange_left: RefCell::default(),
             next_hop_above: Default::default(),
             in_watermark: Cell::new(false),
             details: RefCell::default(),
@@ -1531,7 +1553,16 @@ impl Model {
 
     /// Whether the exchange, and all that it owned, has been freed.
     pub fn is_freed(&self) -> bool {
-        self.0.host_dropped.get()
+        match &*self.0.exchange_left.borrow() {
+            Left::Nothing => self.0.exchange.borrow().is_none(),
+            Left::Held(exchange) => exchange.strong_count() == 0,
+        }
+    }
+
+    /// Tells exchanges apart, while there is one: one that has ended may serve another stream of its
+    /// thread, and is then the same.
+    pub fn exchange_address(&self) -> Option<usize> {
+        self.0.exchange().map(|exchange| Rc::as_ptr(&exchange.into_shared()).addr())
     }
 
     /// The response-code details of the local replies so far.
