@@ -718,7 +718,7 @@ impl Inner {
     fn on_local_reply(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
         let here = state.response.flow.started;
-        let ours_streams = here && state.response.rare.pump.is_some();
+        let ours_streams = here && state.response.flow.mode == Mode::Pump;
         if (state.replied && !ours_streams) || !state.started {
             return;
         }
@@ -1601,8 +1601,10 @@ impl Inner {
         if may_pass && state.let_pass() {
             return;
         }
-        if state.response.flow.finished {
-            // All that the client is to get has gone; a reset could only cut it off.
+        if state.response.flow.has_gone() {
+            // All that the client is to get has gone; a reset could only cut it off. What is left of
+            // the request must not pass for the whole.
+            state.request.flow.mode = Mode::Discard;
             return;
         }
         let effect = if reset.is_some() || state.response.flow.released || state.replied {

@@ -285,6 +285,13 @@ impl Flow {
         self.hook.is_none() && (self.stopped || (self.any_time && self.mode == Mode::Pump))
     }
 
+    /// Whether all of the message has been let go. Data that passes by is not noted one by one.
+    pub(crate) fn has_gone(&self) -> bool {
+        let passes = self.mode == Mode::Pass && self.hook.is_none() && !self.stopped;
+        let ends_with_data = self.ended && !self.trailers && !self.added;
+        self.finished || (passes && ends_with_data && self.released)
+    }
+
     /// Whether the pump should be asked for more.
     pub(crate) fn wants_output(&self) -> bool {
         let together = self.ended && !self.any_time;

@@ -54,6 +54,57 @@ fn output_at_the_trailers_is_not_left_in_the_buffer() {
     });
 }
 
+/// The response came from a neighbour, and has passed; then the request's body fails.
+#[test]
+fn what_fails_when_the_response_has_passed_does_not_cut_it_off() {
+    let request = Change::Trailers(Wait::Sleep);
+    check(&Case {
+        kind: Kind::CompiledIn,
+        program: Program { before: vec![Step::Chunk], request, ..Program::default() },
+        request: Script { late_end: true, ..Script::default() },
+        after: Some(Neighbour::Replies),
+        late_end: true,
+        ..Case::default()
+    });
+}
+
+/// The response has gone, all of it; then the request's body fails.
+#[test]
+fn what_fails_when_the_response_has_gone_is_not_taken_for_complete() {
+    check(&Case {
+        kind: Kind::CompiledIn,
+        program: Program {
+            request: Change::Trailers(Wait::Sleep),
+            finish: Finish::Own(Own::Stream(Wait::Yield)),
+            ..Program::default()
+        },
+        request: body(&[0]),
+        response: body_and_trailers(&[0]),
+        late_end: true,
+        obedient: false,
+        ..Case::default()
+    });
+}
+
+/// The reply's headers are held, and its whole body is ready.
+#[test]
+fn a_reply_that_another_has_overtaken_is_not_sent_after_it() {
+    use Event::{Client, LocalReply, Time};
+    check(&Case {
+        kind: Kind::CompiledIn,
+        program: Program {
+            request: Change::Full,
+            gives_up: Some(Own::Trailers),
+            ..Program::default()
+        },
+        request: Script { late_end: true, ..Script::default() },
+        late_end: true,
+        obedient: false,
+        events: vec![Client, Time, Time, Client, LocalReply],
+        ..Case::default()
+    });
+}
+
 /// In a response hook, Envoy refuses bytes for a request buffer that it has not made.
 #[test]
 fn request_output_that_is_ready_in_a_response_hook_waits_for_its_end() {
