@@ -451,6 +451,24 @@ mod tests {
     }
 
     #[test]
+    fn no_mark_of_one_is_on_the_next() {
+        let loaded = loaded();
+        let exchange = Exchange::new(&loaded, Numbered(1, ()));
+        let place = Rc::as_ptr(&exchange.0);
+        let marks = |inner: &Inner| {
+            let Inner { due, busy, handling, status_changed, spans_over, .. } = inner;
+            [due, busy, handling, status_changed, spans_over].map(|mark| mark.replace(true))
+        };
+        assert_eq!(marks(&exchange.0), [false; 5]);
+        exchange.0.busy.set(false);
+        exchange.destroy();
+        exchange.retire();
+        let next = Exchange::new(&loaded, Numbered(2, ()));
+        assert_eq!(Rc::as_ptr(&next.0), place);
+        assert_eq!(marks(&next.0), [false; 5]);
+    }
+
+    #[test]
     fn two_at_once_have_places_of_their_own() {
         let loaded = loaded();
         let outer = Exchange::new(&loaded, Numbered(1, ()));

@@ -174,7 +174,9 @@ impl ModelHost {
         self.writes(call);
         match self.stream().reply.get() {
             ReplyState::Started => (),
-            ReplyState::None => self.stream().violation(format!("{call} before the reply's headers")),
+            ReplyState::None => {
+                self.stream().violation(format!("{call} before the reply's headers"))
+            }
             ReplyState::Ended => self.stream().violation(format!("{call} after the reply's end")),
         }
     }

@@ -13,7 +13,8 @@ const CASES: u32 = 2_000;
 const SEED: u64 = 20_260_723;
 
 fn waits() -> impl Strategy<Value = Wait> {
-    (0..4u8).prop_map(|n| [Wait::No, Wait::Yield, Wait::Sleep, Wait::Spawn][n as usize])
+    let all = [Wait::No, Wait::Yield, Wait::Sleep, Wait::Spawn, Wait::Leave, Wait::WakeAll];
+    (0..all.len()).prop_map(move |n| all[n])
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -78,7 +79,7 @@ fn program() -> impl Strategy<Value = Program> {
     let gives_up = prop_oneof![6 => Just(None), 1 => own().prop_map(Some)];
     let request = (before, early(), change(), any::<bool>(), gives_up);
     let response = (after, change(), any::<bool>(), finish());
-    (request, response, waits()).prop_map(|(req, resp, reply)| Program {
+    (request, response, waits(), any::<bool>()).prop_map(|(req, resp, reply, keeps)| Program {
         before: req.0,
         early: req.1,
         request: req.2,
@@ -89,6 +90,7 @@ fn program() -> impl Strategy<Value = Program> {
         response_trailers: resp.2,
         finish: resp.3,
         reply,
+        keeps,
     })
 }
 
@@ -103,7 +105,7 @@ fn direction() -> impl Strategy<Value = Direction> {
     any::<bool>().prop_map(|r| if r { Direction::Request } else { Direction::Response })
 }
 
-fn event() -> impl Strategy<Value = Event> {
+pub(crate) fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => Just(Event::Client),
         12 => Just(Event::Upstream),
@@ -118,7 +120,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn disturbance() -> impl Strategy<Value = Event> {
+pub(crate) fn disturbance() -> impl Strategy<Value = Event> {
     prop_oneof![Just(Event::ClientReset), Just(Event::UpstreamReset), Just(Event::LocalReply)]
 }
 
@@ -143,7 +145,7 @@ fn neighbour() -> impl Strategy<Value = Option<Neighbour>> {
     ]
 }
 
-fn case(kind: Kind) -> impl Strategy<Value = Case> {
+pub(crate) fn case(kind: Kind) -> impl Strategy<Value = Case> {
     let upstream = prop_oneof![
         8 => Just(Upstream::Waits),
         1 => Just(Upstream::Refuses),
@@ -187,9 +189,18 @@ fn every_promise_holds_in_random_weather_when_compiled_in() {
 }
 
 fn weather(kind: Kind) {
+    hold(case(kind), CASES, |case| run(&case).map(drop));
+}
+
+/// Holds a promise against random cases.
+pub(crate) fn hold<S: Strategy>(
+    strategy: S,
+    cases: u32,
+    promise: impl Fn(S::Value) -> Result<(), String>,
+) {
     let random = std::env::var("ATTACHE_SEED").is_ok_and(|seed| seed == "random");
     let config = Config {
-        cases: number("ATTACHE_CASES", CASES.into()) as u32,
+        cases: number("ATTACHE_CASES", cases.into()) as u32,
         rng_seed: if random {
             RngSeed::Random
         } else {
@@ -200,7 +211,7 @@ fn weather(kind: Kind) {
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&case(kind), |case| run(&case).map(drop).map_err(TestCaseError::fail));
+    let result = runner.run(&strategy, |case| promise(case).map_err(TestCaseError::fail));
     if let Err(failure) = result {
         panic!("{failure}");
     }

@@ -7,13 +7,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::task::Waker;
 use std::thread::ThreadId;
 use std::time::Duration;
 
 use attache_core::host::Direction;
 use attache_core::registry::Loaded;
 use attache_core::{
-    Body, Completion, ConfigError, Error, Filter, Next, Request, Response, Result, Setup, spawn,
+    Attribute, AttributeValue, Body, Completion, ConfigError, Error, Filter, Next, Request,
+    Response, Result, Setup, Stream, spawn,
 };
 use attache_test::model::{Fields, Kind, Model, Neighbour, Options, Received, Upstream};
 use attache_test::{Clusters, TestHost};
@@ -34,6 +36,10 @@ pub(crate) enum Wait {
     Sleep,
     /// For a spawned task.
     Spawn,
+    /// For nothing, but its waker stays behind.
+    Leave,
+    /// For nothing, but all that have left a waker behind are woken.
+    WakeAll,
 }
 
 /// What a filter does with a message before it lets it go.
@@ -100,6 +106,8 @@ pub(crate) struct Program {
     pub(crate) finish: Finish,
     /// Holds a reply that was made elsewhere this long, and then lets it go on through itself.
     pub(crate) reply: Wait,
+    /// A handle to the stream stays behind.
+    pub(crate) keeps: bool,
 }
 
 impl Default for Program {
@@ -115,6 +123,7 @@ impl Default for Program {
             response_trailers: false,
             finish: Finish::Return,
             reply: Wait::No,
+            keeps: false,
         }
     }
 }
@@ -202,37 +211,65 @@ struct Record {
     wrong: Vec<String>,
 }
 
+/// What filters have left behind, perhaps beyond their streams' ends.
+#[derive(Default)]
+pub(crate) struct LeftBehind {
+    pub(crate) wakers: VecDeque<(Who, Waker)>,
+    pub(crate) handles: Vec<(Who, Stream)>,
+}
+
+/// Which of the streams of a run: its path says so.
+pub(crate) type Who = usize;
+
 thread_local! {
-    static RECORD: RefCell<Record> = RefCell::default();
+    static RECORDS: RefCell<Vec<Record>> = RefCell::default();
+    static LEFT: RefCell<LeftBehind> = RefCell::default();
     static WORLD: World = World::new();
 }
 
-fn record<R>(f: impl FnOnce(&mut Record) -> R) -> R {
-    RECORD.with_borrow_mut(f)
+fn record<R>(who: Who, f: impl FnOnce(&mut Record) -> R) -> R {
+    RECORDS.with_borrow_mut(|all| f(&mut all[who]))
+}
+
+pub(crate) fn left<R>(f: impl FnOnce(&mut LeftBehind) -> R) -> R {
+    LEFT.with_borrow_mut(f)
+}
+
+/// Drops what was left behind; an exchange may go with its handle.
+pub(crate) fn forget_all() {
+    drop(LEFT.take());
+}
+
+pub(crate) fn who(stream: &Stream) -> Who {
+    let path = stream.attribute_value(Attribute::RequestPath);
+    match path {
+        Ok(Some(AttributeValue::Text(path))) => path[1..].parse().expect("a number"),
+        other => panic!("ModelViolation: the path is {other:?}"),
+    }
 }
 
 /// Something that the future owns.
-struct Token(ThreadId);
+struct Token(Who, ThreadId);
 
 impl Token {
-    fn new() -> Self {
-        record(|r| r.created += 1);
-        Token(std::thread::current().id())
+    fn new(who: Who) -> Self {
+        record(who, |r| r.created += 1);
+        Token(who, std::thread::current().id())
     }
 }
 
 impl Drop for Token {
     fn drop(&mut self) {
-        record(|r| {
+        record(self.0, |r| {
             r.dropped += 1;
-            if std::thread::current().id() != self.0 {
+            if std::thread::current().id() != self.1 {
                 r.wrong.push("dropped on another thread".into());
             }
         });
     }
 }
 
-async fn wait(wait: Wait) -> Result<()> {
+async fn wait(who: Who, wait: Wait) -> Result<()> {
     match wait {
         Wait::No => (),
         Wait::Yield => {
@@ -248,6 +285,14 @@ async fn wait(wait: Wait) -> Result<()> {
         }
         Wait::Sleep => tokio::time::sleep(Duration::from_millis(10)).await,
         Wait::Spawn => spawn(async { tokio::task::yield_now().await }).await?,
+        Wait::Leave => {
+            let waker = std::future::poll_fn(|cx| std::task::Poll::Ready(cx.waker().clone())).await;
+            left(|left| left.wakers.push_back((who, waker)));
+        }
+        Wait::WakeAll => {
+            let all: Vec<_> = left(|left| left.wakers.iter().map(|(_, w)| w.clone()).collect());
+            all.iter().for_each(Waker::wake_by_ref);
+        }
     }
     Ok(())
 }
@@ -258,10 +303,10 @@ fn mapped(bytes: &[u8]) -> Bytes {
     bytes.iter().map(|b| b ^ 0x80).collect::<Vec<_>>().into()
 }
 
-fn stream(pause: Wait) -> Body {
+fn stream(who: Who, pause: Wait) -> Body {
     let stream = futures_util::stream::unfold(0, move |at| async move {
-        let token = Token::new();
-        if let Err(error) = wait(pause).await {
+        let token = Token::new(who);
+        if let Err(error) = wait(who, pause).await {
             return Some((Err(error), OWN.len()));
         }
         drop(token);
@@ -271,22 +316,22 @@ fn stream(pause: Wait) -> Body {
     Body::from_stream::<_, Error>(stream)
 }
 
-fn change(body: Body, change: Change) -> Body {
+fn change(who: Who, body: Body, change: Change) -> Body {
     let ends = matches!(change, Change::Trailers(_));
     let holder = |body: Body, each: Wait, end: Wait, one: bool| {
         let mut request = Response::new(StatusCode::OK).with_body(body);
         request.pipe_body(move |mut input, mut output| async move {
-            let _token = Token::new();
+            let _token = Token::new(who);
             while let Some(chunk) = input.chunk().await? {
-                wait(each).await?;
+                wait(who, each).await?;
                 output.send(mapped(&chunk)).await?;
                 if one {
                     drop(input);
-                    wait(each).await?;
+                    wait(who, each).await?;
                     return output.send(&b"."[..]).await;
                 }
             }
-            wait(end).await?;
+            wait(who, end).await?;
             output.send(&b"."[..]).await?;
             if ends {
                 let mut trailers = http::HeaderMap::new();
@@ -301,7 +346,7 @@ fn change(body: Body, change: Change) -> Body {
         Change::Keep => body,
         Change::Map => {
             let mut message = Response::new(StatusCode::OK).with_body(body);
-            let token = Token::new();
+            let token = Token::new(who);
             message.map_body(move |chunk| {
                 let _ = &token;
                 mapped(&chunk)
@@ -313,24 +358,24 @@ fn change(body: Body, change: Change) -> Body {
         Change::Trailers(end) => holder(body, Wait::No, end, false),
         Change::Full => Body::from(OWN),
         Change::Empty => Body::empty(),
-        Change::Stream(pause) => stream(pause),
+        Change::Stream(pause) => stream(who, pause),
     }
 }
 
-async fn steps(steps: &[Step], side: usize, body: &mut Body) -> Result<bool> {
+async fn steps(who: Who, steps: &[Step], side: usize, body: &mut Body) -> Result<bool> {
     let mut header = false;
     for step in steps {
         match *step {
-            Step::Wait(how) => wait(how).await?,
+            Step::Wait(how) => wait(who, how).await?,
             Step::Header => header = true,
             Step::Chunk => {
                 if let Some(chunk) = body.chunk().await? {
-                    record(|r| r.taken[side].extend_from_slice(&chunk));
+                    record(who, |r| r.taken[side].extend_from_slice(&chunk));
                 }
             }
             Step::Buffer(limit) => {
                 let seen = body.buffer(limit).await?.to_bytes();
-                record(|r| {
+                record(who, |r| {
                     if side == 1 {
                         return;
                     }
@@ -343,19 +388,19 @@ async fn steps(steps: &[Step], side: usize, body: &mut Body) -> Result<bool> {
             }
             Step::Collect(limit) => {
                 let all = body.collect(limit).await?;
-                record(|r| r.taken[side].extend_from_slice(&all));
+                record(who, |r| r.taken[side].extend_from_slice(&all));
             }
         }
     }
     Ok(header)
 }
 
-fn own(own: Own, request: Option<Body>) -> Response {
+fn own(who: Who, own: Own, request: Option<Body>) -> Response {
     let mut response = Response::new(StatusCode::ACCEPTED).with_header("x-own", "1");
     match own {
         Own::Empty => (),
         Own::Full => response.set_body(OWN),
-        Own::Stream(pause) => response.set_body(stream(pause)),
+        Own::Stream(pause) => response.set_body(stream(who, pause)),
         Own::Echo => response.set_body(request.unwrap_or_default()),
         Own::Trailers => {
             let mut trailers = http::HeaderMap::new();
@@ -377,35 +422,40 @@ impl Filter for Random {
     }
 
     async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
-        let program = record(|r| {
+        let stream = req.stream();
+        let who = who(&stream);
+        let program = record(who, |r| {
             r.started += 1;
             r.program.clone()
         });
-        let _token = Token::new();
-        if steps(&program.before, 0, req.body_mut()).await? {
+        let _token = Token::new(who);
+        if program.keeps {
+            left(|left| left.handles.push((who, stream)));
+        }
+        if steps(who, &program.before, 0, req.body_mut()).await? {
             req.headers_mut().set("x-set", "1");
         }
         match program.early {
             None => (),
             Some(Finish::Own(how)) => {
                 let body = req.take_body();
-                record(|r| r.returned = true);
-                return Ok(own(how, Some(body)));
+                record(who, |r| r.returned = true);
+                return Ok(own(who, how, Some(body)));
             }
             Some(Finish::Panic) => panic!("program: panics"),
             Some(Finish::SpawnedPanic) => spawn(async { panic!("program: panics") }).await?,
             Some(_) => return Err(Error::status(StatusCode::IM_A_TEAPOT, "program")),
         }
         let body = req.take_body();
-        req.set_body(change(body, program.request));
+        req.set_body(change(who, body, program.request));
         if program.request_trailers {
-            let token = Token::new();
+            let token = Token::new(who);
             req.map_trailers(move |trailers| {
                 drop(token);
                 trailers.set("x-mapped", "1");
             });
         }
-        record(|r| r.next = true);
+        record(who, |r| r.next = true);
         let mut resp = match program.gives_up {
             None => next.run(req).await?,
             Some(how) => {
@@ -414,27 +464,27 @@ impl Filter for Random {
                 match select(run, sleep).await {
                     Either::Left((resp, _)) => resp?,
                     Either::Right(_) => {
-                        record(|r| {
+                        record(who, |r| {
                             r.gave_up = true;
                             r.returned = true;
                         });
-                        return Ok(own(how, None));
+                        return Ok(own(who, how, None));
                     }
                 }
             }
         };
-        if steps(&program.after, 1, resp.body_mut()).await? {
+        if steps(who, &program.after, 1, resp.body_mut()).await? {
             resp.headers_mut().set("x-set", "1");
         }
         match program.finish {
             Finish::Return => (),
             Finish::Own(how) => {
                 drop(resp);
-                record(|r| r.returned = true);
-                return Ok(own(how, None));
+                record(who, |r| r.returned = true);
+                return Ok(own(who, how, None));
             }
             Finish::NewHead => {
-                record(|r| r.returned = true);
+                record(who, |r| r.returned = true);
                 let body = resp.take_body();
                 return Ok(Response::new(StatusCode::ACCEPTED)
                     .with_header("x-new", "1")
@@ -445,33 +495,35 @@ impl Filter for Random {
             Finish::SpawnedPanic => spawn(async { panic!("program: panics") }).await?,
         }
         let body = resp.take_body();
-        resp.set_body(change(body, program.response));
+        resp.set_body(change(who, body, program.response));
         if program.response_trailers {
             resp.map_trailers(|trailers| trailers.set("x-mapped", "1"));
         }
-        record(|r| r.returned = true);
+        record(who, |r| r.returned = true);
         Ok(resp)
     }
 
     async fn handle_reply(&self, mut reply: Response) -> Result<Response> {
-        let held = record(|r| r.program.reply);
+        let who = who(&reply.stream());
+        let held = record(who, |r| r.program.reply);
         if held != Wait::No {
-            wait(held).await?;
+            wait(who, held).await?;
             reply.map_body(|chunk| chunk);
         }
         Ok(reply)
     }
 
-    fn on_complete(&self, _: &Completion) {
-        record(|r| r.completed += 1);
+    fn on_complete(&self, done: &Completion) {
+        record(who(done.stream()), |r| r.completed += 1);
     }
 }
 
 // ---- the world around it --------------------------------------------------------------------
 
-struct World {
+pub(crate) struct World {
     runtime: tokio::runtime::Runtime,
     /// One that fails closed, and one that fails open.
+    hosts: [TestHost; 2],
     loaded: [Loaded; 2],
 }
 
@@ -492,12 +544,28 @@ impl World {
             .start_paused(true)
             .build()
             .unwrap();
-        let loaded = [false, true].map(|fail_open| {
+        let hosts = [false, true].map(|fail_open| {
             let _entered = runtime.enter();
             let options = format!(r#"{{"fail_open": {fail_open}, "slow_poll_ms": 1000000}}"#);
-            TestHost::new::<Random>(&format!(r#"{{"attache": {options}}}"#)).loaded()
+            TestHost::new::<Random>(&format!(r#"{{"attache": {options}}}"#))
         });
-        World { runtime, loaded }
+        let loaded = [0, 1].map(|host| hosts[host].loaded());
+        World { runtime, hosts, loaded }
+    }
+
+    /// How many exchanges count as under way, and as suspended.
+    pub(crate) fn under_way(&self) -> [u64; 4] {
+        let gauge = |host: usize, name| self.hosts[host].gauge(&format!("attache.test.{name}"));
+        [gauge(0, "active"), gauge(1, "active"), gauge(0, "suspended"), gauge(1, "suspended")]
+    }
+
+    /// What a run needs: a record for each stream, and the runtime entered.
+    fn begin(&self, streams: usize) -> tokio::runtime::EnterGuard<'_> {
+        RECORDS.with_borrow_mut(|all| {
+            all.clear();
+            all.resize_with(streams, Record::default);
+        });
+        self.runtime.enter()
     }
 
     fn tasks(&self) {
@@ -551,15 +619,94 @@ fn trailers() -> Fields {
     vec![("x-trailer".into(), "1".into())]
 }
 
-struct Play<'a> {
+pub(crate) struct Play<'a> {
+    pub(crate) who: Who,
     case: &'a Case,
-    model: Model,
+    pub(crate) model: Model,
     world: &'a World,
     client: VecDeque<Piece>,
     upstream: VecDeque<Piece>,
+    response: Script,
     above: bool,
     upstream_above: bool,
     disturbed: bool,
+}
+
+impl<'a> Play<'a> {
+    pub(crate) fn new(who: Who, case: &'a Case, world: &'a World) -> Self {
+        let program = case.program.clone();
+        record(who, |r| *r = Record { program, ..Record::default() });
+        let method = if case.head { "HEAD" } else { "POST" };
+        let path = format!("/{who}");
+        let head: Fields =
+            [(":method", method), (":path", &path), (":scheme", "http"), (":authority", "t")]
+                .map(|(n, v)| (n.to_owned(), Bytes::copy_from_slice(v.as_bytes())))
+                .into();
+        let mut response = case.response.clone();
+        if case.head {
+            response = Script::default();
+        }
+        // The head has gone by itself; the rest must end.
+        response.late_end |= case.upstream == Upstream::AnswersAtOnce && !response.trailers;
+        let status = vec![(":status".to_owned(), Bytes::from("200")), ("x-up".into(), "1".into())];
+        let model = Model::new(
+            &world.loaded[usize::from(case.fail_open)],
+            Options {
+                kind: case.kind,
+                before: case.before,
+                after: case.after,
+                buffer_limit: case.limit,
+                upstream: case.upstream,
+                late_end: case.late_end,
+                surroundings: attache_test::Surroundings::default(),
+                route_configs: BTreeMap::new(),
+                clusters: Clusters::default(),
+            },
+        );
+        Play {
+            who,
+            case,
+            model,
+            world,
+            client: pieces(head, &case.request),
+            upstream: pieces(status, &response),
+            response,
+            above: false,
+            upstream_above: false,
+            disturbed: false,
+        }
+    }
+
+    /// Plays it to its end.
+    pub(crate) fn end(&mut self) -> Result<(), String> {
+        self.drain();
+        let checked = check(self.case, self, &self.response);
+        self.model.client_reset();
+        self.model.flush();
+        self.drain();
+        checked
+    }
+
+    /// After the end: what must have come of it.
+    pub(crate) fn check_end(&self) -> Result<(), String> {
+        record(self.who, |r| {
+            if let Some(wrong) = r.wrong.first() {
+                return Err(wrong.clone());
+            }
+            if r.completed != r.started {
+                return Err(format!("on_complete ran {} times for {}", r.completed, r.started));
+            }
+            if r.created != r.dropped {
+                return Err(format!("{} were made, {} dropped", r.created, r.dropped));
+            }
+            Ok(())
+        })?;
+        let kept = left(|left| left.handles.iter().any(|(who, _)| *who == self.who));
+        if !kept && !self.model.is_freed() {
+            return Err("the exchange was not freed".into());
+        }
+        Ok(())
+    }
 }
 
 impl Play<'_> {
@@ -593,7 +740,7 @@ impl Play<'_> {
     }
 
     /// Returns whether anything happened.
-    fn event(&mut self, event: Event) -> bool {
+    pub(crate) fn event(&mut self, event: Event) -> bool {
         let over = self.model.is_over();
         match event {
             Event::Client => return self.client(),
@@ -642,7 +789,10 @@ impl Play<'_> {
             Direction::Request => &self.client,
             Direction::Response => &self.upstream,
         };
-        !matches!(left.front(), Some(Piece::Headers(..)))
+        let by_itself = direction == Direction::Response
+            && self.case.upstream == Upstream::AnswersAtOnce
+            && self.model.upstream().headers.is_some();
+        by_itself || !matches!(left.front(), Some(Piece::Headers(..)))
     }
 
     /// Everything that is still to come, comes.
@@ -718,88 +868,45 @@ fn has(fields: &Option<Fields>, name: &str) -> bool {
 /// Plays a case. The error says which promise was broken; otherwise, whether the last event changed
 /// anything.
 pub(crate) fn run(case: &Case) -> Result<bool, String> {
-    WORLD.with(|world| run_in(case, world))
+    in_world(1, |world| {
+        let mut play = Play::new(0, case, world);
+        let played = guarded(|| {
+            let mut moved = true;
+            for event in &case.events {
+                moved = play.event(*event);
+            }
+            play.end().map(|()| moved)
+        });
+        violated([&play])?;
+        let moved = played?;
+        forget_all();
+        play.check_end()?;
+        Ok(moved)
+    })
 }
 
-fn run_in(case: &Case, world: &World) -> Result<bool, String> {
-    let _runtime = world.runtime.enter();
-    record(|r| *r = Record { program: case.program.clone(), ..Record::default() });
-    let method = if case.head { "HEAD" } else { "POST" };
-    let head: Fields =
-        [(":method", method), (":path", "/"), (":scheme", "http"), (":authority", "t")]
-            .map(|(n, v)| (n.to_owned(), Bytes::from(v)))
-            .into();
-    let mut response = case.response.clone();
-    if case.head {
-        response = Script::default();
-    }
-    // The head has gone by itself; the rest must end.
-    response.late_end |= case.upstream == Upstream::AnswersAtOnce && !response.trailers;
-    let status = vec![(":status".to_owned(), Bytes::from("200")), ("x-up".into(), "1".into())];
-    let model = Model::new(
-        &world.loaded[usize::from(case.fail_open)],
-        Options {
-            kind: case.kind,
-            before: case.before,
-            after: case.after,
-            buffer_limit: case.limit,
-            upstream: case.upstream,
-            late_end: case.late_end,
-            surroundings: attache_test::Surroundings::default(),
-            route_configs: BTreeMap::new(),
-            clusters: Clusters::default(),
-        },
-    );
-    let mut play = Play {
-        case,
-        model: model.clone(),
-        world,
-        client: pieces(head, &case.request),
-        upstream: pieces(status, &response),
-        above: false,
-        upstream_above: false,
-        disturbed: false,
-    };
-    let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let mut moved = true;
-        for event in &case.events {
-            moved = play.event(*event);
-        }
-        play.drain();
-        let checked = check(case, &play, &response);
-        play.model.client_reset();
-        play.model.flush();
-        play.drain();
-        checked.map(|()| moved)
-    }));
-    if let Some(first) = model.violations().first() {
-        return Err(first.to_string());
-    }
-    let moved = match played {
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            return Err(format!("it panicked: {}", text.unwrap_or_default()));
-        }
-        Ok(checked) => checked?,
-    };
-    let freed = model.is_freed();
-    record(|r| {
-        if let Some(wrong) = r.wrong.first() {
-            return Err(wrong.clone());
-        }
-        if r.completed != r.started {
-            return Err(format!("on_complete ran {} times for {}", r.completed, r.started));
-        }
-        if r.created != r.dropped {
-            return Err(format!("{} were made, {} dropped", r.created, r.dropped));
-        }
-        Ok(())
-    })?;
-    if !freed {
-        return Err("the exchange was not freed".into());
-    }
-    Ok(moved)
+/// Plays this many streams.
+pub(crate) fn in_world<R>(streams: usize, f: impl FnOnce(&World) -> R) -> R {
+    WORLD.with(|world| {
+        let _runtime = world.begin(streams);
+        // Of a run that has failed, something may still be there.
+        forget_all();
+        f(world)
+    })
+}
+
+/// A panic of the player's, or of the model's, is the answer.
+pub(crate) fn guarded<R>(f: impl FnOnce() -> Result<R, String>) -> Result<R, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(format!("it panicked: {}", text.unwrap_or_default()))
+    })
+}
+
+pub(crate) fn violated<'a>(plays: impl IntoIterator<Item = &'a Play<'a>>) -> Result<(), String> {
+    let mut all = plays.into_iter().flat_map(|play| play.model.violations());
+    all.next().map_or(Ok(()), |first| Err(first.to_string()))
 }
 
 fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> {
@@ -815,7 +922,7 @@ fn check(case: &Case, play: &Play<'_>, response: &Script) -> Result<(), String> 
         |script: &Script| -> Vec<u8> { (0..script.chunks.iter().sum()).map(input).collect() };
     let inputs = [total(&case.request), total(response)];
     let (taken, next, gave_up, started, returned) =
-        record(|r| (r.taken.clone(), r.next, r.gave_up, r.started > 0, r.returned));
+        record(play.who, |r| (r.taken.clone(), r.next, r.gave_up, r.started > 0, r.returned));
     // Failing open lets the message go on as it came.
     let own_was_refused = gave_up || matches!(program.finish, Finish::Own(_) | Finish::NewHead);
     let failed_open = case.fail_open && (!returned || own_was_refused);
