@@ -18,6 +18,7 @@ use tracing_subscriber::{Layer, filter};
 
 use crate::current;
 use crate::exchange::Inner;
+use crate::host::Map;
 use crate::log::LogSink;
 
 /// A span of the host's tracer: the stream's own, or a child that was made of it.
@@ -172,9 +173,11 @@ impl Trace {
     /// `b3`, ..), and they say whether the stream is sampled.
     ///
     /// Stock Envoy has no way to that for a module. There, it is a W3C `traceparent` made of the ids,
-    /// if the tracer tells both, which always says that the stream is sampled: Envoy does not tell
-    /// modules whether it is. With a sampling rate below 100 %, the service that is called then reports
-    /// spans of traces that nobody else reports.
+    /// if the tracer tells both. Envoy does not tell modules whether the stream is sampled: so it says
+    /// what the request's own `traceparent` says of the same trace. That is the client's, which Envoy
+    /// follows if it says that the trace is not sampled; and once the request has gone on, Envoy's own.
+    /// Where there is none, the stream counts as sampled. So with a sampling rate below 100 %, a service
+    /// that is called before reports spans of traces that nobody else reports.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in self.told() {
@@ -195,10 +198,18 @@ impl Trace {
     /// The headers as the tracer gives them, or as they are made of what it tells.
     fn told(&self) -> Vec<(String, String)> {
         let told = self.innermost(|span| {
-            let made = || made_traceparent(span).map(|made| (TRACEPARENT.into(), made));
+            let made = || self.made_traceparent(span).map(|made| (TRACEPARENT.into(), made));
             span.headers().unwrap_or_else(|| made().into_iter().collect())
         });
         told.unwrap_or_default()
+    }
+
+    fn made_traceparent(&self, span: &dyn HostSpan) -> Option<String> {
+        let (trace, span) = (span.trace_id()?, span.span_id()?);
+        let mut sampled = None;
+        let mut look = |value: &[u8]| sampled = says_sampled(value, &trace);
+        self.0.as_ref()?.read(|host| host.header(Map::RequestHeaders, TRACEPARENT, 0, &mut look));
+        traceparent(&trace, &span, sampled.unwrap_or(true))
     }
 
     /// A value that travels with the trace, where the tracer has such.
@@ -234,19 +245,27 @@ impl Trace {
 
 const TRACEPARENT: &str = "traceparent";
 
-fn made_traceparent(span: &dyn HostSpan) -> Option<String> {
-    traceparent(&span.trace_id()?, &span.span_id()?)
+/// What a `traceparent` says of this trace, if it is of this one.
+fn says_sampled(traceparent: &[u8], trace: &str) -> Option<bool> {
+    let text = std::str::from_utf8(traceparent).ok()?;
+    // Later versions may have more behind it.
+    let mut parts = text.splitn(5, '-');
+    let [_version, of, _span, flags] = std::array::from_fn(|_| parts.next());
+    let hex =
+        |flags: &&str| flags.len() == 2 && flags.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let flags = u8::from_str_radix(flags.filter(hex)?, 16).ok()?;
+    of?.eq_ignore_ascii_case(trace).then_some(flags & 1 == 1)
 }
 
 /// As the standard has it; `None` if the ids are not of its form.
-fn traceparent(trace: &str, span: &str) -> Option<String> {
+fn traceparent(trace: &str, span: &str, sampled: bool) -> Option<String> {
     let hex = |id: &str, most: usize| {
         let digits = id.bytes().all(|digit| digit.is_ascii_hexdigit());
         let set = id.bytes().any(|digit| digit != b'0');
         (digits && set && id.len() <= most).then(|| id.to_ascii_lowercase())
     };
     let (trace, span) = (hex(trace, 32)?, hex(span, 16)?);
-    Some(format!("00-{trace:0>32}-{span:0>16}-01"))
+    Some(format!("00-{trace:0>32}-{span:0>16}-0{}", u8::from(sampled)))
 }
 
 /// The layer that makes Envoy's spans of `tracing`'s.
@@ -380,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_traceparent_has_the_standard_s_form_or_is_none() {
-        let made = |trace, span| traceparent(trace, span);
+        let made = |trace, span| traceparent(trace, span, true);
         let long = "0af7651916cd43dd8448eb211c80319c";
         assert_eq!(
             made(long, "b7ad6b7169203331").as_deref(),
@@ -394,5 +413,22 @@ mod tests {
         assert_eq!(made("0000", "1"), None);
         assert_eq!(made("1-2", "1"), None);
         assert_eq!(made("1", "b7ad6b7169203331f"), None);
+        assert!(traceparent(long, "1", false).is_some_and(|made| made.ends_with("-00")));
+    }
+
+    #[test]
+    fn a_traceparent_says_of_its_own_trace_whether_it_is_sampled() {
+        let says = |text: &str| says_sampled(text.as_bytes(), "0af7651916cd43dd8448eb211c80319c");
+        let with = |flags| format!("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-{flags}");
+        for (flags, sampled) in [("00", false), ("01", true), ("02", false), ("ff-more", true)] {
+            assert_eq!(says(&with(flags)), Some(sampled), "{flags}");
+        }
+        for flags in ["", "0", "1", "+1", "xx", "001"] {
+            assert_eq!(says(&with(flags)), None, "{flags}");
+        }
+        assert_eq!(says("00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-00"), None);
+        for text in ["", "-", "00-0af7651916cd43dd8448eb211c80319c", "\u{e4}-b-c-00"] {
+            assert_eq!(says(text), None, "{text}");
+        }
     }
 }

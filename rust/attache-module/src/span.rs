@@ -80,7 +80,8 @@ impl HostSpan for Span {
         self.text(|span, text| unsafe { (self.api.span_get_span_id)(span, text) })
     }
 
-    /// The ABI has no callback for it, nor one that tells whether the span is sampled.
+    /// The ABI has no callback for it, nor one that tells a filter whether the span is sampled
+    /// (`access_logger_is_trace_sampled` is for access loggers, and tells Envoy's own reason to trace).
     fn headers(&self) -> Option<Vec<(String, String)>> {
         None
     }

@@ -10,16 +10,20 @@ fn modules() -> Modules {
     Modules::new().package("attache-e2e-filters")
 }
 
+/// On a busy machine a poll may count as slow, and the warning would be noted in the span.
+fn filter() -> ModuleFilter {
+    let config = json!({"attache": {"slow_poll_ms": 60_000}});
+    ModuleFilter::new("attache_e2e_filters", "traced").config(config)
+}
+
 fn serving() -> Config {
-    Config::new()
-        .route(Route::prefix("/").direct(200, "ok"))
-        .filter(ModuleFilter::new("attache_e2e_filters", "traced"))
+    Config::new().route(Route::prefix("/").direct(200, "ok")).filter(filter())
 }
 
 /// Reports every span, at once.
-fn traced(collector: &Upstream, tracer: &'static str, options: Value) -> Config {
+fn traced(config: Config, collector: &Upstream, tracer: &'static str, options: Value) -> Config {
     let provider = json!({"name": format!("envoy.tracers.{tracer}"), "typed_config": options});
-    serving()
+    config
         .cluster(Cluster::new("collector", collector.address()))
         .manager("tracing", json!({"provider": provider}))
         .patch(move |bootstrap| {
@@ -37,10 +41,10 @@ fn zipkin(collector: &Upstream) -> Config {
         "collector_endpoint_version": "HTTP_JSON",
         "trace_id_128bit": true,
     });
-    traced(collector, "zipkin", options)
+    traced(serving(), collector, "zipkin", options)
 }
 
-fn opentelemetry(collector: &Upstream) -> Config {
+fn opentelemetry(config: Config, collector: &Upstream) -> Config {
     let uri = json!({
         "uri": "http://collector.test/v1/traces", "cluster": "collector", "timeout": "5s",
     });
@@ -49,7 +53,7 @@ fn opentelemetry(collector: &Upstream) -> Config {
         "http_service": {"http_uri": uri},
         "service_name": "attache-test",
     });
-    traced(collector, "opentelemetry", options)
+    traced(config, collector, "opentelemetry", options)
 }
 
 /// All spans that have been reported once `name` is among them.
@@ -168,7 +172,7 @@ async fn a_filter_hands_on_the_id_of_its_innermost_span() {
     for version in Version::all() {
         let collector = Upstream::fixed(200, "").await;
         let launch = version.launch().modules(&modules);
-        let envoy = launch.start(&opentelemetry(&collector)).await;
+        let envoy = launch.start(&opentelemetry(serving(), &collector)).await;
         let reply = envoy.connect(Protocol::Http1).await.fetch(Call::get("/a")).await;
         let header = |name| reply.header(name).expect("set by the filter");
         let parts: Vec<_> = header("x-query").split('-').collect();
@@ -235,7 +239,7 @@ async fn a_stream_that_is_not_sampled_says_so_where_envoy_tells_it() {
     for version in Version::all() {
         let collector = Upstream::fixed(200, "").await;
         let launch = version.launch().modules(&modules);
-        let config = opentelemetry(&collector).patch_manager(|manager| {
+        let config = opentelemetry(serving(), &collector).patch_manager(|manager| {
             manager["tracing"]["random_sampling"] = json!({"value": 0});
         });
         let envoy = launch.start(&config).await;
@@ -250,6 +254,44 @@ async fn a_stream_that_is_not_sampled_says_so_where_envoy_tells_it() {
     }
 }
 
+/// A request carries what its client says of the trace, and what Envoy says once it has gone on.
+#[tokio::test]
+async fn a_stream_that_the_request_says_is_not_sampled_is_not_in_any_host() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let flags_of = |traceparent: &str| traceparent.rsplit('-').next().map(str::to_owned);
+    let modules = modules();
+    for (version, sampling) in Version::all().into_iter().flat_map(|v| [(v.clone(), 0), (v, 100)]) {
+        let collector = Upstream::fixed(200, "").await;
+        let upstream = Upstream::fixed(200, "ok").await;
+        let launch = version.launch().modules(&modules);
+        let config = Config::new().upstream(upstream.address()).filter(filter());
+        let config = opentelemetry(config, &collector).patch_manager(move |manager| {
+            manager["tracing"]["random_sampling"] = json!({"value": sampling});
+        });
+        let envoy = launch.start(&config).await;
+        let mut client = envoy.connect(Protocol::Http1).await;
+        for (index, flags) in [Some("00"), Some("01"), None].into_iter().enumerate() {
+            let mut call = Call::get("/a");
+            if let Some(flags) = flags {
+                let parent = format!("00-{TRACE}-b7ad6b7169203331-{flags}");
+                call = call.header("traceparent", parent);
+            }
+            let reply = client.fetch(call).await;
+            let header = |name| reply.header(name).expect("set by the filter");
+            let seen = upstream.seen(index).await;
+            let sent = seen.header("traceparent").expect("Envoy's own");
+            assert!(sent.contains(header("x-trace-id")), "{sent}");
+            // Envoy samples nothing that the client does not, but may be the one that does not.
+            let decided = if sampling == 0 { "00" } else { flags.unwrap_or("01") };
+            assert_eq!(flags_of(sent).as_deref(), Some(decided), "{flags:?}");
+            assert_eq!(flags_of(header("x-later")), flags_of(sent), "{flags:?}");
+            let early = if version.is_compiled_in() { decided } else { flags.unwrap_or("01") };
+            assert_eq!(flags_of(header("x-query")).as_deref(), Some(early), "{flags:?}");
+        }
+        envoy.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn without_a_tracer_spans_lead_nowhere() {
     let modules = modules();
@@ -258,7 +300,7 @@ async fn without_a_tracer_spans_lead_nowhere() {
         let reply = envoy.connect(Protocol::Http1).await.fetch(Call::get("/a")).await;
         assert_eq!(reply.text(), "ok");
         assert_eq!(reply.header("x-on"), Some("false"));
-        for name in ["x-trace-id", "x-span-id", "x-look-up", "x-query", "x-call"] {
+        for name in ["x-trace-id", "x-span-id", "x-look-up", "x-query", "x-call", "x-later"] {
             assert_eq!(reply.header(name), Some("none"), "{name}");
         }
         envoy.wait_for_log(&["[traced][C", "look up:query: said in a query"]).await;

@@ -63,6 +63,7 @@ impl Filter for Traced {
             ("x-look-up", look_up),
             ("x-query", query),
             ("x-call", Some(call).filter(|call| !call.is_empty())),
+            ("x-later", trace.traceparent()),
         ] {
             headers.set(name, value.unwrap_or_else(|| "none".to_owned()));
         }
