@@ -36,6 +36,7 @@ use crate::span::Open;
 use crate::stats::Count;
 use crate::stream::{Deferrable, Deferred, refused};
 use crate::wake::OwnWaker;
+pub use crate::worker::ThisWorker;
 use crate::worker::Worker;
 use crate::{Request, Response, current};
 

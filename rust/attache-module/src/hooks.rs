@@ -24,6 +24,7 @@ use crate::callout::{self, ConfigCalls};
 use crate::config::{ConfigStream, MainThread, ModuleConfig, RouteConfig, Sink, event};
 use crate::log;
 use crate::stream::Stream;
+use crate::worker;
 
 /// What the module is, once it is loaded.
 struct Module {
@@ -349,7 +350,8 @@ extern "C" fn envoy_dynamic_module_on_http_filter_new(
     let config = config.cast::<ModuleConfig>();
     // SAFETY: from `config_new`; Envoy's stream holds its config.
     let loaded = unsafe { &(*config).loaded };
-    let exchange = Exchange::new(loaded, Stream::new(envoy, &module().api));
+    let host = Stream::new(envoy, &module().api);
+    let exchange = worker::with(|worker| Exchange::new_on(worker, loaded, host));
     Rc::into_raw(exchange.into_shared()).cast()
 }
 

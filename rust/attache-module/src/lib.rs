@@ -10,6 +10,7 @@
 //! | a stream, as the engine sees it | `stream.rs` |
 //! | calls to clusters | `callout.rs` |
 //! | what is around its messages | `facts.rs`, `state.rs` |
+//! | what a worker keeps, found fast | `worker.rs` |
 //! | configs and metrics | `config.rs` |
 //! | secrets and runtime flags | `envoy.rs` |
 //! | posting to the main thread, up to Envoy's end | `commit.rs` |
@@ -31,6 +32,7 @@ mod log;
 mod span;
 mod state;
 mod stream;
+mod worker;
 
 #[doc(hidden)]
 pub use hooks::register;

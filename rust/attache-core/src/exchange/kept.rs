@@ -9,7 +9,13 @@ use super::*;
 impl Exchange {
     /// An exchange of a loaded filter, on a stream.
     pub fn new<H: Host>(filter: &Loaded, host: H) -> Self {
-        if let Some(mut kept) = Worker::take_kept()
+        Exchange::new_on(&ThisWorker::here(), filter, host)
+    }
+
+    /// As [`new`](Exchange::new), where the thread's own has been found already.
+    #[inline]
+    pub fn new_on<H: Host>(worker: &ThisWorker, filter: &Loaded, host: H) -> Self {
+        if let Some(mut kept) = worker.0.take_kept()
             && let Some(inner) = Rc::get_mut(&mut kept)
             && let Some(place) = (&mut *inner.host as &mut dyn Any).downcast_mut::<H>()
         {
@@ -20,16 +26,16 @@ impl Exchange {
             inner.alive = Cell::new(true);
             return Exchange(kept);
         }
-        Exchange::make(filter, host)
+        Exchange::make(worker, filter, host)
     }
 
     #[cold]
-    fn make<H: Host>(filter: &Loaded, host: H) -> Self {
+    fn make<H: Host>(worker: &ThisWorker, filter: &Loaded, host: H) -> Self {
         let any_time = host.capabilities().emit_any_time;
         let mut inner = Inner {
             task: Cell::new(None),
             filter: Some(filter.0.clone()),
-            worker: Worker::here(),
+            worker: worker.0.clone(),
             depth: Cell::new(0),
             due: Cell::new(false),
             busy: Cell::new(false),
