@@ -52,7 +52,8 @@ impl Stream {
     ) -> DataStatus {
         let way = self.way(direction);
         let goes_on = verdict == DataVerdict::Continue;
-        if goes_on && self.our_leg(direction).stopped.get() {
+        // Of a stream that was reset, nothing goes anywhere.
+        if goes_on && self.our_leg(direction).stopped.get() && !way.aborted.get() {
             self.overtakes_nothing("an answer of Continue", direction);
         }
         *way.frame.borrow_mut() = None;

@@ -355,3 +355,21 @@ fn trailers_without_a_place_fail_the_exchange_once() {
         ..Case::default()
     });
 }
+
+/// It does not know of the reset yet. (This was the model's fault.)
+#[test]
+fn a_streamed_reply_goes_on_until_its_stream_goes() {
+    use Event::{Client, Hold, LocalReply, Scheduled};
+    check(&Case {
+        kind: Kind::CompiledIn,
+        program: Program {
+            early: Some(Finish::Own(Own::Stream(Wait::Yield))),
+            ..Program::default()
+        },
+        before: Some(Neighbour::Passes),
+        late_end: true,
+        obedient: false,
+        events: vec![Client, Scheduled, Hold(true, Direction::Response), Scheduled, LocalReply],
+        ..Case::default()
+    });
+}
