@@ -119,8 +119,9 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// It runs on the worker thread that owns the stream, and only there: locals need not be
     /// `Send`, and the first poll happens at once, when the request headers arrive. Awaiting holds
     /// the exchange, not the worker; blocking blocks the worker, and is counted and logged. With a
-    /// `block_on` (Tokio's, or anybody's) it may be for ever: what the exchange waits for, a body, a
-    /// response, a call to a cluster, is brought by that same worker.
+    /// `block_on` (anybody's; Tokio's does not refuse it here) it may be for ever: what the exchange
+    /// waits for, a body, a response, a call to a cluster, is brought by that same worker. Use
+    /// [`spawn_blocking`](crate::spawn_blocking) for what blocks.
     ///
     /// When the client goes or the stream is reset, the future is dropped where it waits.
     ///

@@ -575,6 +575,13 @@ impl Envoy {
         self.assert_clean_end();
     }
 
+    /// Ends it at once, and asks for nothing: for one whose worker is stuck.
+    pub fn kill(mut self) {
+        self.over = true;
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
     fn terminate(&mut self) {
         if self.child.try_wait().expect("our own child").is_none() {
             // An error can only mean that it ended just now, which the next look finds.

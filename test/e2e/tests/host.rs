@@ -625,6 +625,36 @@ async fn a_panic_costs_one_exchange() {
     }
 }
 
+// ---- blocking -------------------------------------------------------------------------------
+
+/// Tokio sees no difference between a worker and any other thread, so its `block_on` blocks it.
+#[tokio::test]
+async fn block_on_in_a_filter_blocks_its_worker_perhaps_for_ever() {
+    let modules = modules();
+    for version in Version::all() {
+        let watchdog = json!({"worker_watchdog": {"megamiss_timeout": "0.2s"}});
+        let config =
+            serving([fault("")]).patch(move |bootstrap| bootstrap["watchdogs"] = watchdog.clone());
+        let envoy = version.launch().modules(&modules).start(&config).await;
+        // What Tokio's own threads bring comes.
+        assert_eq!(get(&envoy, "/blocks").await.text(), "unharmed");
+        envoy.wait_for_stat(&stat_of("fault", "slow_polls"), 1).await;
+
+        // What the worker itself would have to bring does not. Envoy tells so.
+        const MISSES: &str = "server.worker_0.watchdog_mega_miss";
+        let misses = envoy.stat(MISSES).await;
+        let (mut request, call) = Call::post("/blocks-for-ever").stream();
+        let mut stuck = envoy.connect(Protocol::Http1).await.start(call).await;
+        envoy.wait_for_log(&["[fault][C", "blocking for ever"]).await;
+        request.data("what it waits for").await.expect("a connection");
+        let mut waits = envoy.connect(Protocol::Http1).await.start(Call::get("/")).await;
+        eventually("the watchdog to tell", async || envoy.stat(MISSES).await > misses).await;
+        assert!(stuck.is_waiting() && waits.is_waiting());
+        assert_eq!(envoy.stat(&stat_of("fault", "slow_polls")).await, Some(1));
+        envoy.kill();
+    }
+}
+
 #[tokio::test]
 async fn a_panic_in_on_complete_is_counted() {
     let modules = modules();

@@ -1,10 +1,13 @@
-//! Panics in every place where a filter's code runs.
+//! Panics in every place where a filter's code runs, and blocks where it must not.
 
 use std::fmt;
+use std::time::Duration;
 
 use attache::prelude::*;
 use futures_util::StreamExt;
 use serde::Deserialize;
+use tokio::runtime::Handle;
+use tokio::time::sleep;
 
 /// Panics where its config or the path says.
 #[derive(Deserialize)]
@@ -108,7 +111,7 @@ impl Filter for Fault {
         Ok(config)
     }
 
-    async fn handle(&self, req: Request, next: Next) -> Result<Response> {
+    async fn handle(&self, mut req: Request, next: Next) -> Result<Response> {
         match req.path().as_str() {
             "/handle" => panic!("a panic in handle"),
             "/payload" => std::panic::panic_any(Bomb("a payload")),
@@ -127,6 +130,12 @@ impl Filter for Fault {
             }
             "/detached" => {
                 attache::spawn(async { panic!("a panic that nobody waits for") }).detach();
+            }
+            "/blocks" => Handle::current().block_on(sleep(Duration::from_millis(50))),
+            "/blocks-for-ever" => {
+                tracing::info!("blocking for ever");
+                let chunk = req.body_mut().chunk();
+                Handle::current().block_on(chunk)?;
             }
             "/display" => return Err(Unspeakable.into()),
             "/cause" => return Err(Caused(Some(Unspeakable.into())).into()),
