@@ -46,22 +46,32 @@ impl WakeState {
         WakeState { state: AtomicU32::new(IDLE), notify: Once::new() }
     }
 
-    /// Changes the state, and not who is posting. Gives the state before, as an error if `step` has
-    /// nothing for it.
+    /// Changes the number. Gives what it was before, as an error if `step` has nothing for it.
+    #[inline]
+    fn update(&self, step: impl Fn(u32) -> Option<u32>) -> Result<u32, u32> {
+        let mut now = self.state.load(Ordering::Acquire);
+        while let Some(next) = step(now) {
+            match self.state.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(before) => return Ok(before),
+                Err(seen) => now = seen,
+            }
+        }
+        Err(now)
+    }
+
+    /// As `update`, of the state alone: not of who is posting.
     fn change(&self, step: impl Fn(u32) -> Option<u32>) -> Result<u32, u32> {
-        let change = |now: u32| step(now & STATE).map(|next| now & !STATE | next);
-        let changed = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        let changed = self.update(|now| step(now & STATE).map(|next| now & !STATE | next));
         changed.map(|before| before & STATE).map_err(|before| before & STATE)
     }
 
     /// Any thread: asks for a poll.
     pub(crate) fn wake(&self) {
-        let asked =
-            self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| match now & STATE {
-                IDLE => Some((now & !STATE | SCHEDULED) + POSTING),
-                ACTIVE => Some(now & !STATE | NOTIFIED),
-                _ => None,
-            });
+        let asked = self.update(|now| match now & STATE {
+            IDLE => Some((now & !STATE | SCHEDULED) + POSTING),
+            ACTIVE => Some(now & !STATE | NOTIFIED),
+            _ => None,
+        });
         if asked.is_ok_and(|before| before & STATE == IDLE) {
             let _posting = Posting(&self.state);
             self.notify.with(|n| n.notify());
