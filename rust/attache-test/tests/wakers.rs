@@ -24,7 +24,9 @@ impl Wake for Panics {
 struct Explodes;
 
 impl Wake for Explodes {
-    fn wake(self: Arc<Self>) {}
+    fn wake(self: Arc<Self>) {
+        drop(self);
+    }
 }
 
 impl Drop for Explodes {

@@ -323,7 +323,7 @@ impl Client {
         &mut self,
         path: &str,
         protocol: &'static str,
-    ) -> Result<TokioIo<Upgraded>, Collected> {
+    ) -> Result<TokioIo<Upgraded>, Box<Collected>> {
         self.upgrade_with(Call::get(path), protocol).await
     }
 
@@ -332,7 +332,7 @@ impl Client {
         &mut self,
         mut call: Call,
         protocol: &'static str,
-    ) -> Result<TokioIo<Upgraded>, Collected> {
+    ) -> Result<TokioIo<Upgraded>, Box<Collected>> {
         let reply = match self.protocol() {
             Protocol::Http1 => {
                 call.method = Method::GET;
@@ -353,7 +353,7 @@ impl Client {
             Protocol::Http2 => reply.status().is_success(),
         };
         if !accepted {
-            return Err(reply.collect().await.expect("a complete refusal"));
+            return Err(Box::new(reply.collect().await.expect("a complete refusal")));
         }
         let upgraded = within("the upgrade", hyper::upgrade::on(reply.0)).await;
         Ok(TokioIo::new(upgraded.expect("an upgraded connection")))

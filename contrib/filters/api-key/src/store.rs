@@ -68,8 +68,9 @@ impl Hash {
         if text.len() != 2 * hash.len() {
             return None;
         }
-        for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
+        let (pairs, _) = text.as_bytes().as_chunks();
+        for (byte, [high, low]) in hash.iter_mut().zip(pairs) {
+            *byte = u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()?;
         }
         Some(Hash(hash))
     }

@@ -77,9 +77,11 @@ impl Filter for Keeper {
             "/outlive" => {
                 let held = self.held.clone();
                 attache::spawn(async move {
-                    for beat in 0u64.. {
+                    let mut beat = 0;
+                    loop {
                         tracing::info!("outlived beat {beat}.");
                         held.set(beat);
+                        beat += 1;
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                 })
