@@ -73,19 +73,13 @@ impl Running {
 
     /// The most memory that Envoy has held since [`reset_peak_memory`](Self::reset_peak_memory).
     pub(crate) fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.envoy.pid()));
-        let status = status.expect("a running Envoy");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kilobytes.expect("a VmHWM line") * 1024
+        self.envoy.peak_resident_bytes()
     }
 
     /// Forgets the peak so far. Returns what Envoy holds now.
     pub(crate) fn reset_peak_memory(&self) -> u64 {
-        // 5: reset the peak resident set size.
-        std::fs::write(format!("/proc/{}/clear_refs", self.envoy.pid()), "5")
-            .expect("a process of our own");
-        self.peak_memory()
+        self.envoy.forget_peak();
+        self.envoy.peak_resident_bytes()
     }
 
     /// How far the last exchange has come, for whoever has to find out why it failed.

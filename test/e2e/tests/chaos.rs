@@ -299,10 +299,10 @@ async fn in_chaos(updated: bool) {
     }
 }
 
-/// Five thousand wait at once, and their clients go: by resetting their streams, or the connection.
+/// Ten thousand wait at once, and their clients go: by resetting their streams, or the connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_that_waits_and_leaves_leaves_nothing_behind() {
-    const CONNECTIONS: u64 = 50;
+    const CONNECTIONS: u64 = 100;
     const CALLS: u64 = 100;
     let (modules, _folder) = modules();
     for version in Version::all() {
