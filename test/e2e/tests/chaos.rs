@@ -187,7 +187,13 @@ fn config(upstream: &Upstream, calm: &Upstream, version: u64) -> Config {
             "attache": {"slow_poll_ms": 1000 + version},
         }))
     };
+    let mark = |name: String| {
+        ModuleFilter::new("attache_e2e_filters", "mark").config(json!({"name": name}))
+    };
+    // As do the routes' configs.
+    let of_route = mark(format!("v{version}")).per_route();
     Config::new()
+        .filter(mark("chain".into()))
         .filter(filter("attache_e2e_filters", "x-chaos-1"))
         .filter(filter("twin", "x-chaos-2"))
         .buffer_limit(64 * 1024)
@@ -196,11 +202,12 @@ fn config(upstream: &Upstream, calm: &Upstream, version: u64) -> Config {
         .route(
             Route::prefix("/hasty")
                 .to("upstream")
+                .filter_config("mark", of_route.clone())
                 .timeout(Duration::from_millis(400))
                 .patch(|route| route["route"]["idle_timeout"] = json!("0.3s")),
         )
         .cluster(Cluster::new("calm", calm.address()))
-        .route(Route::prefix("/").to("calm"))
+        .route(Route::prefix("/").to("calm").filter_config("mark", of_route))
         .watched()
 }
 
@@ -285,7 +292,9 @@ async fn in_chaos(updated: bool) {
         assert!(!envoy.log().contains("a bug in Attaché"), "{}", envoy.log());
         for protocol in Protocol::ALL {
             let mut client = envoy.connect(protocol).await;
-            assert_eq!(client.fetch(Call::post("/").body("fine")).await.text(), "fine");
+            let reply = client.fetch(Call::post("/").body("fine")).await;
+            assert_eq!(reply.text(), "fine");
+            assert_eq!(reply.header("x-mark"), Some(&*format!("chain:v{updates}")));
         }
         // And it ends, with some of them under way.
         let mut client = envoy.connect(Protocol::Http2).await;
