@@ -45,14 +45,28 @@ def build_host(path, folder):
 
 
 def run(host, path, name, exchanges, folder):
-    """What callgrind has counted, by object file, by hook, and which lines of code were run."""
+    """What callgrind has counted: on the worker by object file, by hook, and which lines of code were
+    run; and on the threads of the module's runtime, by object file."""
     out = folder / "out"
+    for old in folder.glob("out*"):
+        old.unlink()
+    toggles = [f"--toggle-collect={function}" for function in ["begin", "finish", "background", "epoll_wait"]]
     subprocess.run(
-        ["valgrind", "-q", "--tool=callgrind", "--dump-instr=yes", "--toggle-collect=exchange"]
+        ["valgrind", "-q", "--tool=callgrind", "--dump-instr=yes", "--separate-threads=yes", *toggles]
         + [f"--callgrind-out-file={out}", host, path, name, str(exchanges)],
         check=True,
         env={**os.environ, "ATTACHE_RUNTIME_THREADS": "1"},
     )
+    cost, hooks, lines = read(folder / "out-01")
+    background = collections.Counter()
+    for thread in folder.glob("out-*"):
+        if thread.name != "out-01":
+            background += read(thread)[0]
+    return cost, hooks, lines, background
+
+
+def read(counts):
+    """What callgrind has counted on one thread."""
     names = {}
 
     def known(kind, text):
@@ -64,7 +78,7 @@ def run(host, path, name, exchanges, folder):
     cost, hooks, lines = collections.Counter(), collections.Counter(), set()
     function = called = image = None
     address, inclusive = 0, False
-    for line in out.read_text().splitlines():
+    for line in counts.read_text().splitlines():
         key, _, value = line.partition("=")
         if key == "fn":
             function = known("fn", value)
@@ -86,7 +100,7 @@ def run(host, path, name, exchanges, folder):
                 cost[pathlib.Path(image).name] += spent
                 if "attache" in image:
                     lines.add(address // 64)
-            elif function == "exchange":
+            elif function in ("begin", "finish"):
                 hooks[called.replace("envoy_dynamic_module_on_", "")] += spent
             inclusive = False
     return cost, hooks, lines
@@ -105,18 +119,21 @@ def main():
             path = library(name)
             if path not in hosts:
                 hosts[path] = build_host(path, folder)
-            first, first_hooks, _ = run(hosts[path], path, name, WARM, folder)
-            cost, hooks, lines = run(hosts[path], path, name, ALL, folder)
+            first, first_hooks, _, first_background = run(hosts[path], path, name, WARM, folder)
+            cost, hooks, lines, background = run(hosts[path], path, name, ALL, folder)
             each = lambda counter, before: {
                 key: round((counter[key] - before[key]) / (ALL - WARM)) for key in counter
             }
             cost, hooks = each(cost, first), each(hooks, first_hooks)
+            background = each(background, first_background)
             ours = sum(spent for image, spent in cost.items() if "libattache" in image)
             print(f"{name}: {sum(cost.values())} instructions, {ours} of them in the library", end="")
             print(f" ({len(lines)} lines of code)")
             for hook, spent in sorted(hooks.items(), key=lambda item: -item[1]):
                 if spent:
                     print(f"    {spent:6} {hook}")
+            if beside := sum(background.values()):
+                print(f"    {beside:6} on the runtime's thread")
 
 
 main()

@@ -1,15 +1,25 @@
 // An Envoy that does nothing: loads a module, and drives exchanges through its hooks in the order
-// of a direct response. What valgrind counts in `exchange` is then the module's own work, and that
-// of the libraries that it calls. count.py builds and runs this.
+// of a direct response. What valgrind counts in `begin` and `finish` is then the module's own work,
+// and that of the libraries that it calls; what it counts in `background`, that of a thread which the
+// module has started. count.py builds and runs this.
+//
+// The module's runtime has one thread. It waits while a hook runs, and the worker waits until it sleeps
+// again: so every run goes the same way, and an exchange that waits for that thread does so in full.
 //
 //   host LIBRARY FILTER EXCHANGES
+#define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 typedef struct {
@@ -60,16 +70,55 @@ static void fail(const char* why) {
   exit(1);
 }
 
-__attribute__((noinline)) void exchange(void) {
-  void* stream = &config;
-  void* filter = on_new(config, stream);
-  if (on_request_headers(stream, filter, true) == STOP) {
-    resumed = 0;
-    sem_wait(&scheduled_once);
+// What the runtime's thread does.
+static atomic_bool held, sleeps = true;
+
+typedef struct {
+  void* (*run)(void*);
+  void* argument;
+} Start;
+
+__attribute__((noinline)) void* background(void* start) {
+  Start it = *(Start*)start;
+  free(start);
+  return it.run(it.argument);
+}
+
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*),
+                   void* argument) {
+  int (*create)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*) =
+      dlsym(RTLD_NEXT, "pthread_create");
+  Start* start = malloc(sizeof *start);
+  *start = (Start){run, argument};
+  return create(thread, attributes, background, start);
+}
+
+// Where the thread sleeps. It is not counted.
+int epoll_wait(int fd, struct epoll_event* events, int most, int timeout) {
+  sleeps = true;
+  int count = syscall(SYS_epoll_wait, fd, events, most, timeout);
+  while (held)
+    sched_yield();
+  sleeps = false;
+  return count;
+}
+
+static void until_it_sleeps(void) {
+  while (!sleeps)
+    sched_yield();
+}
+
+static void* stream = &config;
+static void* filter;
+
+__attribute__((noinline)) uint32_t begin(void) {
+  filter = on_new(config, stream);
+  return on_request_headers(stream, filter, true);
+}
+
+__attribute__((noinline)) void finish(bool stopped) {
+  if (stopped)
     on_scheduled(stream, filter, 0);
-    if (!resumed)
-      fail("the filter did not let the request go");
-  }
   if (on_local_reply)
     on_local_reply(stream, filter, 200, (Text){"direct_response", 15}, false);
   if (on_response_headers(stream, filter, false) != CONTINUE)
@@ -78,6 +127,21 @@ __attribute__((noinline)) void exchange(void) {
     fail("the body was stopped");
   on_stream_complete(stream, filter);
   on_destroy(filter);
+}
+
+static void exchange(void) {
+  until_it_sleeps();
+  held = true;
+  bool stopped = begin() == STOP;
+  held = false;
+  if (stopped) {
+    sem_wait(&scheduled_once);
+    until_it_sleeps();
+  }
+  resumed = !stopped;
+  finish(stopped);
+  if (!resumed)
+    fail("the filter did not let the request go");
 }
 
 static void* library;
@@ -110,9 +174,11 @@ int main(int count, char** arguments) {
   on_destroy = find("http_filter_destroy", true);
   if (!init())
     fail("the library refuses to be loaded");
-  // Under valgrind every poll is slow.
+  // Under valgrind every poll is slow. What is done now and then is no exchange's.
   const char* settings =
-      strncmp(arguments[2], "raw", 3) ? "{\"attache\":{\"slow_poll_ms\":60000}}" : "";
+      strncmp(arguments[2], "raw", 3)
+          ? "{\"attache\":{\"slow_poll_ms\":60000,\"stats\":{\"interval_ms\":1e9}}}"
+          : "";
   config = on_config(&library, (Text){arguments[2], strlen(arguments[2])},
                      (Text){settings, strlen(settings)});
   if (!config)

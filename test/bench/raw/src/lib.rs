@@ -91,9 +91,11 @@ impl Scheduler {
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        // As many threads as Attaché's runtime has by default: what is compared is the way to
-        // Tokio and back, not Tokio with itself.
-        let built = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        // As many threads as Attaché's runtime has: what is compared is the way to Tokio and back,
+        // not Tokio with itself.
+        let threads = std::env::var("ATTACHE_RUNTIME_THREADS").ok().and_then(|n| n.parse().ok());
+        let built =
+            Builder::new_multi_thread().worker_threads(threads.unwrap_or(2)).enable_all().build();
         built.expect("a Tokio runtime")
     })
 }
