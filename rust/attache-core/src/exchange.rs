@@ -844,7 +844,7 @@ impl Inner {
         let depth = self.depth.get() - 1;
         self.depth.set(depth);
         if depth == 0 {
-            self.wake.leave(self.alive.get(), || self.host.notifier());
+            self.wake.leave(self.alive.get(), || &*self.host);
         }
     }
 

@@ -225,10 +225,15 @@ pub enum CallFailure {
 
 /// Wakes a stream from any thread: asks the worker to call
 /// [`Exchange::scheduled`](crate::exchange::Exchange::scheduled).
-pub trait Notify: Send + Sync {
+///
+/// It serves one stream after another, as the exchange does that has it.
+pub trait Notify: Any + Send + Sync {
     /// Posts to the worker. The stream is there: its end waits while somebody is in here, so this must
     /// not wait for the worker.
     fn notify(&self);
+    /// Lets go of the stream, which is gone; the next thing that is called is [`Host::bind`], or
+    /// nothing. On the worker; no other thread calls anything meanwhile, nor before `bind` has returned.
+    fn release(&self);
 }
 
 /// One stream of the proxy, seen from its worker thread. See the [module docs](self).
@@ -421,6 +426,9 @@ pub trait Host: Any {
     /// A handle that wakes this stream. Called at most once, when the exchange first waits for
     /// something outside Envoy.
     fn notifier(&self) -> Box<dyn Notify>;
+    /// Called in place of that, where a handle is there already: makes it wake this stream. A host of
+    /// the same type has made it, and it has been [released](Notify::release).
+    fn bind(&self, notifier: &dyn Notify);
     /// Shows the per-route configs of this filter, as
     /// [`Registry::load_route`](crate::registry::Registry::load_route) made them: those of all levels,
     /// the most specific last; or that one alone, where the host knows no more

@@ -13,16 +13,12 @@ mod real {
         pub(crate) fn new() -> Self {
             Once(std::sync::OnceLock::new())
         }
-        pub(crate) fn is_set(&self) -> bool {
-            self.0.get().is_some()
-        }
         pub(crate) fn set(&self, value: T) {
             let _ = self.0.set(value);
         }
-        pub(crate) fn with(&self, f: impl FnOnce(&T)) {
-            if let Some(value) = self.0.get() {
-                f(value);
-            }
+        /// Shows the value. False if there is none yet.
+        pub(crate) fn with(&self, f: impl FnOnce(&T)) -> bool {
+            self.0.get().map(f).is_some()
         }
     }
 }
@@ -39,16 +35,11 @@ mod real {
         pub(crate) fn new() -> Self {
             Once(loom::sync::Mutex::new(None))
         }
-        pub(crate) fn is_set(&self) -> bool {
-            self.0.lock().unwrap().is_some()
-        }
         pub(crate) fn set(&self, value: T) {
             self.0.lock().unwrap().get_or_insert(value);
         }
-        pub(crate) fn with(&self, f: impl FnOnce(&T)) {
-            if let Some(value) = self.0.lock().unwrap().as_ref() {
-                f(value);
-            }
+        pub(crate) fn with(&self, f: impl FnOnce(&T)) -> bool {
+            self.0.lock().unwrap().as_ref().map(f).is_some()
         }
     }
 }

@@ -19,11 +19,12 @@
 //! the stream while they are: a thread that the system does not let run there could be the last to
 //! let go of the stream, when its worker is gone, or all of Envoy. So the end waits for them.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::fence;
 use std::task::Waker;
 
-use crate::host::Notify;
+use crate::host::{Host, Notify};
 use crate::sync::{AtomicU32, Once, Ordering, yield_now};
 
 const IDLE: u32 = 0;
@@ -74,7 +75,7 @@ impl WakeState {
         });
         if asked.is_ok_and(|before| before & STATE == IDLE) {
             let _posting = Posting(&self.state);
-            self.notify.with(|n| n.notify());
+            self.post();
         }
     }
 
@@ -104,19 +105,19 @@ impl WakeState {
     /// Worker: lets the exchange go. A wake that has come since `enter` is posted now.
     ///
     /// Only if others may hold a waker (`shared`), or for a wake to post, are the means to post
-    /// made: an exchange that waits for nothing outside Envoy never pays for them.
+    /// made by `bind`: an exchange that waits for nothing outside Envoy never pays for them.
     #[inline]
-    pub(crate) fn leave(&self, shared: bool, notifier: impl Fn() -> Box<dyn Notify>) {
+    pub(crate) fn leave(&self, shared: bool, bind: impl Fn()) {
         if !shared && self.state.load(Ordering::Relaxed) == ACTIVE {
             return self.state.store(IDLE, Ordering::Relaxed);
         }
-        self.leave_to_others(shared, notifier);
+        self.leave_to_others(shared, bind);
     }
 
     #[cold]
-    fn leave_to_others(&self, shared: bool, notifier: impl Fn() -> Box<dyn Notify>) {
-        if shared && !self.notify.is_set() {
-            self.notify.set(notifier());
+    fn leave_to_others(&self, shared: bool, bind: impl Fn()) {
+        if shared {
+            bind();
         }
         let left = self.change(|now| match now {
             ACTIVE => Some(IDLE),
@@ -124,11 +125,13 @@ impl WakeState {
             _ => None,
         });
         if left == Ok(NOTIFIED) {
-            if !self.notify.is_set() {
-                self.notify.set(notifier());
-            }
-            self.notify.with(|n| n.notify());
+            bind();
+            self.post();
         }
+    }
+
+    fn post(&self) {
+        self.notify.with(|n| n.notify());
     }
 
     /// Worker: the stream has ended; from now on a wake does nothing, and nobody is posting.
@@ -159,6 +162,8 @@ impl Drop for Posting<'_> {
 pub(crate) struct OwnWaker {
     state: Arc<WakeState>,
     waker: Waker,
+    /// What posts does so to this exchange's stream.
+    bound: Cell<bool>,
 }
 
 mod own {
@@ -171,7 +176,7 @@ mod own {
         pub(crate) fn new() -> Self {
             let state = Arc::new(WakeState::new());
             let waker = Waker::from(state.clone());
-            OwnWaker { state, waker }
+            OwnWaker { state, waker, bound: Cell::new(false) }
         }
 
         /// Makes it serve another exchange. False if it cannot: somebody still holds the waker.
@@ -180,20 +185,10 @@ mod own {
             if self.is_shared() {
                 return false;
             }
-            if self.state.notify.is_set() {
-                return self.renew_notify();
+            if self.bound.take() {
+                self.state.notify.with(|n| n.release());
             }
             self.state.state.store(IDLE, Ordering::Relaxed);
-            true
-        }
-
-        /// What posts to a stream cannot post to another.
-        #[cold]
-        fn renew_notify(&mut self) -> bool {
-            drop(std::mem::replace(&mut self.waker, Waker::noop().clone()));
-            let Some(state) = Arc::get_mut(&mut self.state) else { return false };
-            *state = WakeState::new();
-            self.waker = Waker::from(self.state.clone());
             true
         }
 
@@ -231,10 +226,20 @@ mod own {
             self.state.take()
         }
 
-        /// `alive` says that the notifier can still be made.
+        /// `alive` says that the host may still be called.
         #[inline]
-        pub(crate) fn leave(&self, alive: bool, notifier: impl Fn() -> Box<dyn Notify>) {
-            self.state.leave(alive && self.is_shared(), notifier);
+        pub(crate) fn leave<'a>(&self, alive: bool, host: impl Fn() -> &'a dyn Host) {
+            self.state.leave(alive && self.is_shared(), || self.bind(host()));
+        }
+
+        fn bind(&self, host: &dyn Host) {
+            if self.bound.get() {
+                return;
+            }
+            if !self.state.notify.with(|n| host.bind(&**n)) {
+                self.state.notify.set(host.notifier());
+            }
+            self.bound.set(true);
         }
 
         pub(crate) fn kill(&self) {
@@ -263,6 +268,7 @@ mod tests {
         fn notify(&self) {
             self.0.fetch_add(1, StdOrdering::SeqCst);
         }
+        fn release(&self) {}
     }
 
     fn counted() -> (WakeState, StdArc<AtomicUsize>) {
@@ -271,7 +277,13 @@ mod tests {
     }
 
     fn leave(state: &WakeState, count: &StdArc<AtomicUsize>) {
-        state.leave(true, || Box::new(Count(count.clone())));
+        state.leave(true, || bind(state, Count(count.clone())));
+    }
+
+    fn bind(state: &WakeState, notify: impl Notify) {
+        if !state.notify.with(|_| ()) {
+            state.notify.set(Box::new(notify));
+        }
     }
 
     #[cfg(not(loom))]
@@ -348,6 +360,31 @@ mod tests {
         });
     }
 
+    /// Whoever posts finds what the worker has bound, which the worker's leaving alone orders.
+    #[cfg(loom)]
+    #[test]
+    fn a_post_goes_to_what_was_bound() {
+        struct Bound(loom::sync::Arc<loom::sync::atomic::AtomicUsize>);
+        impl Notify for Bound {
+            fn notify(&self) {
+                assert_eq!(self.0.load(Ordering::Relaxed), 1);
+            }
+            fn release(&self) {}
+        }
+        loom::model(|| {
+            let state = loom::sync::Arc::new(WakeState::new());
+            let stream = loom::sync::Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+            state.notify.set(Box::new(Bound(stream.clone())));
+            state.enter(false);
+            let waker = {
+                let state = state.clone();
+                loom::thread::spawn(move || state.wake())
+            };
+            state.leave(true, || stream.store(1, Ordering::Relaxed));
+            waker.join().unwrap();
+        });
+    }
+
     /// Two wakers and the end of the stream: at most one post per idle period, none after the end.
     #[cfg(loom)]
     #[test]
@@ -385,11 +422,12 @@ mod tests {
                 loom::thread::yield_now();
                 self.0.fetch_sub(1, StdOrdering::SeqCst);
             }
+            fn release(&self) {}
         }
         loom::model(|| {
             let inside = StdArc::new(AtomicUsize::new(0));
-            let slow = || Box::new(Slow(inside.clone())) as Box<dyn Notify>;
             let state = loom::sync::Arc::new(WakeState::new());
+            let slow = || bind(&state, Slow(inside.clone()));
             state.enter(true);
             state.leave(true, slow);
             let waker = {

@@ -1,8 +1,10 @@
 //! One stream of the compiled-in Envoy: what C++ calls, and the engine's [`Host`].
 
+use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use attache_core::Views;
 use attache_core::exchange::Exchange;
@@ -259,6 +261,11 @@ impl CxxHost {
     pub(crate) fn facts_host(&self) -> *mut ffi::StreamFacts {
         self.host_beside_views().facts()
     }
+
+    /// One that wakes this stream.
+    fn make_notifier(&self) -> Notifier {
+        Notifier(self.host_mut().make_notifier())
+    }
 }
 
 impl ffi::Bytes {
@@ -512,7 +519,13 @@ impl Host for CxxHost {
     }
 
     fn notifier(&self) -> Box<dyn Notify> {
-        Box::new(Notifier(self.host_mut().make_notifier()))
+        Box::new(StreamNotifier(Mutex::new(Some(self.make_notifier()))))
+    }
+
+    fn bind(&self, notifier: &dyn Notify) {
+        let notifier: &dyn Any = notifier;
+        let notifier: &StreamNotifier = notifier.downcast_ref().expect("made by this kind of host");
+        notifier.replace(Some(self.make_notifier()));
     }
 
     fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
@@ -537,9 +550,28 @@ impl Host for CxxHost {
     }
 }
 
-impl Notify for Notifier {
+/// Wakes a stream, and then another one.
+struct StreamNotifier(Mutex<Option<Notifier>>);
+
+impl StreamNotifier {
+    fn current(&self) -> MutexGuard<'_, Option<Notifier>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, with: Option<Notifier>) {
+        *self.current() = with;
+    }
+}
+
+impl Notify for StreamNotifier {
     fn notify(&self) {
-        Notifier::notify(self);
+        if let Some(notifier) = &*self.current() {
+            notifier.notify();
+        }
+    }
+
+    fn release(&self) {
+        self.replace(None);
     }
 }
 

@@ -1,6 +1,10 @@
 //! One stream of stock Envoy, as the engine's [`Host`].
 
+use std::any::Any;
+use std::ffi::c_void;
 use std::fmt::{self, Write};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use attache_core::Views;
 use attache_core::facts::{Facts, ResetReason};
@@ -36,6 +40,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    /// One that commits to this stream.
+    fn scheduler(&self) -> Scheduler {
+        // SAFETY: the stream is valid (type invariant), and this is its worker thread.
+        unsafe { (self.api.scheduler_new)(self.envoy) }
+    }
+
     pub(crate) fn new(envoy: EnvoyFilter, api: &'static Callbacks) -> Self {
         Stream { envoy, api, views: Views::default() }
     }
@@ -332,9 +342,13 @@ impl Host for Stream {
     }
 
     fn notifier(&self) -> Box<dyn Notify> {
-        // SAFETY: the stream is valid (type invariant), and this is its worker thread.
-        let scheduler = unsafe { (self.api.scheduler_new)(self.envoy) };
-        Box::new(StreamNotify { scheduler, api: self.api })
+        Box::new(StreamNotify { scheduler: AtomicPtr::new(self.scheduler()), api: self.api })
+    }
+
+    fn bind(&self, notifier: &dyn Notify) {
+        let notifier: &dyn Any = notifier;
+        let notifier: &StreamNotify = notifier.downcast_ref().expect("made by this kind of host");
+        notifier.scheduler.store(self.scheduler(), Ordering::Release);
     }
 
     fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
@@ -365,28 +379,43 @@ impl Host for Stream {
 
 /// Wakes a stream.
 struct StreamNotify {
-    scheduler: Scheduler,
+    /// Null while it has no stream. Envoy's scheduler holds a weak reference to the stream, and a strong
+    /// one during a commit; that is made for any thread, as long as Envoy is there, and deleting it
+    /// touches nothing else.
+    scheduler: AtomicPtr<c_void>,
     api: &'static Callbacks,
 }
 
-// SAFETY: Envoy's scheduler holds a weak reference to the stream, and a strong one during a commit;
-// that is made for any thread, as long as Envoy is there, and deleting it touches nothing else.
-unsafe impl Send for StreamNotify {}
-// SAFETY: as above; a commit does not change the scheduler.
-unsafe impl Sync for StreamNotify {}
+impl StreamNotify {
+    fn delete(&self) {
+        let scheduler = self.scheduler.swap(ptr::null_mut(), Ordering::AcqRel);
+        if !scheduler.is_null() {
+            // SAFETY: made by `scheduler_new`, deleted once. Nobody commits it any more: the contract
+            // of `Notify::release`, or that this is dropped.
+            unsafe { (self.api.scheduler_delete)(scheduler) }
+        }
+    }
+}
 
 impl Notify for StreamNotify {
     fn notify(&self) {
-        // SAFETY: the scheduler lives until `drop`, and the stream at least as long as this call: the
-        // engine does not let it go while somebody is in here.
-        unsafe { (self.api.scheduler_commit)(self.scheduler, 0) }
+        let scheduler = self.scheduler.load(Ordering::Acquire);
+        if !scheduler.is_null() {
+            // SAFETY: the scheduler lives until `delete`, which does not run meanwhile (the contract of
+            // `release`), and the stream at least as long as this call: the engine does not let it go
+            // while somebody is in here.
+            unsafe { (self.api.scheduler_commit)(scheduler, 0) }
+        }
+    }
+
+    fn release(&self) {
+        self.delete();
     }
 }
 
 impl Drop for StreamNotify {
     fn drop(&mut self) {
-        // SAFETY: made by `scheduler_new`, deleted once.
-        unsafe { (self.api.scheduler_delete)(self.scheduler) }
+        self.delete();
     }
 }
 

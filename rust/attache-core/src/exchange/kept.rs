@@ -185,6 +185,7 @@ impl Side {
 mod tests {
     use super::*;
 
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::task::Waker;
 
     use crate::host::Notify;
@@ -237,7 +238,11 @@ mod tests {
         fn send_reply_trailers(&self, _: &[(&[u8], &[u8])]) {}
         fn reset(&self, _: &str) {}
         fn notifier(&self) -> Box<dyn Notify> {
-            Box::new(NoOne)
+            Box::new(Post(AtomicU64::new(self.0)))
+        }
+        fn bind(&self, notifier: &dyn Notify) {
+            let post: &Post = (notifier as &dyn Any).downcast_ref().unwrap();
+            post.0.store(self.0, Ordering::Relaxed);
         }
         fn route_configs(&self, _: &mut dyn FnMut(&[&LoadedRoute])) {}
         fn stream_id(&self, _: &mut dyn std::fmt::Write) -> std::fmt::Result {
@@ -245,10 +250,22 @@ mod tests {
         }
     }
 
-    struct NoOne;
-    impl Notify for NoOne {
-        fn notify(&self) {}
+    thread_local! {
+        /// To which streams was posted, and a zero when one was let go of.
+        static POSTED: RefCell<Vec<u64>> = RefCell::default();
     }
+
+    struct Post(AtomicU64);
+    impl Notify for Post {
+        fn notify(&self) {
+            POSTED.with_borrow_mut(|posted| posted.push(self.0.load(Ordering::Relaxed)));
+        }
+        fn release(&self) {
+            POSTED.with_borrow_mut(|posted| posted.push(0));
+        }
+    }
+
+    struct NoOne;
     impl MetricSink for NoOne {
         fn update(&self, _: MetricId, _: MetricOp, _: u64, _: &[&str]) {}
     }
@@ -269,7 +286,7 @@ mod tests {
         static SEEN: RefCell<(Vec<String>, Vec<Request>, Vec<Waker>)> = RefCell::default();
     }
 
-    /// Keeps its request (path 100), its waker (200), answers by itself (300), or panics (400).
+    /// Keeps its request (path 100), its waker (200 and 201), answers by itself (300), or panics (400).
     struct Keeps;
 
     impl Filter for Keeps {
@@ -283,7 +300,7 @@ mod tests {
             SEEN.with_borrow_mut(|seen| seen.0.push(path.clone()));
             match path.as_str() {
                 "100" => SEEN.with_borrow_mut(|seen| seen.1.push(req)),
-                "200" => {
+                "200" | "201" => {
                     std::future::poll_fn(|cx| {
                         SEEN.with_borrow_mut(|seen| seen.2.push(cx.waker().clone()));
                         Poll::<()>::Pending
@@ -493,6 +510,24 @@ mod tests {
             wakers.pop().unwrap().wake();
         });
         assert!(!next.0.wake.enter(), "nobody has woken this one");
+    }
+
+    #[test]
+    fn a_wake_goes_to_the_stream_that_the_exchange_serves_now() {
+        let loaded = loaded();
+        let wakes = |number| {
+            let exchange = Exchange::new(&loaded, Numbered(number, ()));
+            assert_eq!(exchange.headers(Direction::Request, true), Verdict::Stop);
+            SEEN.with_borrow_mut(|(_, _, wakers)| wakers.pop().unwrap().wake());
+            exchange.complete();
+            exchange.destroy();
+            let place = Rc::as_ptr(&exchange.0);
+            exchange.retire();
+            place
+        };
+        let place = wakes(200);
+        assert_eq!(wakes(201), place);
+        POSTED.with_borrow(|posted| assert_eq!(posted[..], [200, 0, 201, 0]));
     }
 
     #[test]

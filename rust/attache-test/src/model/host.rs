@@ -1,11 +1,11 @@
 //! The host half of the model: what the exchange calls, with the manners of Envoy's C ABI.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use attache_core::facts::{Facts, ResetReason};
 use attache_core::host::{
@@ -53,13 +53,29 @@ impl Drop for Stream {
     }
 }
 
-struct Post(mpsc::Sender<()>, Arc<tokio::sync::Notify>);
+/// Where the wakes of a stream go.
+type Posts = (mpsc::Sender<()>, Arc<tokio::sync::Notify>);
+
+/// Those of the stream that it serves now.
+struct Post(Mutex<Option<Posts>>);
+
+impl Post {
+    fn posts(&self) -> MutexGuard<'_, Option<Posts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Notify for Post {
     fn notify(&self) {
+        let posts = self.posts().clone();
+        let (sender, woken) = posts.expect("nobody posts once the stream is let go of");
         // The stream may be gone; Envoy ignores that too.
-        let _ = self.0.send(());
-        self.1.notify_one();
+        let _ = sender.send(());
+        woken.notify_one();
+    }
+
+    fn release(&self) {
+        *self.posts() = None;
     }
 }
 
@@ -99,6 +115,17 @@ impl ModelHost {
             None => None,
         });
         stream.expect("ModelViolation: a call after the stream has gone")
+    }
+
+    /// Where the one notifier of the stream posts to.
+    fn posts(&self, call: &str) -> Posts {
+        self.reads(call);
+        let count = &self.stream().notifiers;
+        count.set(count.get() + 1);
+        if count.get() > 1 {
+            self.stream().violation("a second notifier for one stream");
+        }
+        (self.stream().posts.0.clone(), self.stream().woken.clone())
     }
 
     /// A call that only looks.
@@ -479,13 +506,12 @@ impl Host for ModelHost {
     }
 
     fn notifier(&self) -> Box<dyn Notify> {
-        self.reads("notifier");
-        let count = &self.stream().notifiers;
-        count.set(count.get() + 1);
-        if count.get() > 1 {
-            self.stream().violation("a second notifier for one stream");
-        }
-        Box::new(Post(self.stream().posts.0.clone(), self.stream().woken.clone()))
+        Box::new(Post(Mutex::new(Some(self.posts("notifier")))))
+    }
+
+    fn bind(&self, notifier: &dyn Notify) {
+        let post: &Post = (notifier as &dyn Any).downcast_ref().expect("made by a host like this");
+        *post.posts() = Some(self.posts("bind"));
     }
 
     fn route_configs(&self, look: &mut dyn FnMut(&[&LoadedRoute])) {
