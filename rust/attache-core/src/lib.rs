@@ -29,6 +29,7 @@ pub mod facts;
 mod filter;
 mod filter_state;
 mod flow;
+mod flush;
 mod foreign;
 mod headers;
 mod hint;

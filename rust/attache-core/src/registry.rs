@@ -19,6 +19,7 @@ use crate::current::{self, Scope, step_of};
 use crate::error::{ConfigError, Result};
 use crate::exchange::Inner;
 use crate::filter::{Completion, ConfigHost, Filter, Outcome, Setup};
+use crate::flush::keep_flushing;
 use crate::metrics::{Counter, Histogram, MetricId, MetricOp};
 pub use crate::route::LoadedRoute;
 use crate::runtime::{Tied, enter, guarded};
@@ -412,7 +413,8 @@ fn load<F: Filter>(
     let filter = step_of(Some(Scope::of(name)), || F::new(config, &mut setup))?;
     if setup.host.wants_stats() {
         let interval = Duration::from_secs_f64(options.stats.interval_ms / 1e3);
-        setup.tasks.push(stats.keep_flushing(interval));
+        keep_flushing(&stats, interval)
+            .map_err(|error| ConfigError::new(format!("no thread for its stats: {error}")))?;
     }
     let meta = Meta {
         name,

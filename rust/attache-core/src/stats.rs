@@ -2,16 +2,14 @@
 //!
 //! Envoy's own metrics cost a call, a look-up and an atomic operation per change, too much for what
 //! happens in every exchange. So each worker counts in cells that only it writes to, and somebody
-//! (a task of the config, or the host) now and then hands the sums on.
+//! (`flush.rs`, or the host) now and then hands the sums on.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use crate::error::ConfigError;
 use crate::filter::{Outcome, Setup};
 use crate::metrics::{MetricId, MetricKind, MetricOp, MetricSink};
-use crate::runtime::Tied;
 
 /// What is counted where exchanges run.
 #[derive(Clone, Copy)]
@@ -175,17 +173,6 @@ impl Stats {
     /// Hands on what has changed since the last time. Any thread.
     pub(crate) fn hand_on(&self) {
         self.sink.update_all(&mut |tell| self.take(tell));
-    }
-
-    /// Hands the sums on now and then, until the result is dropped.
-    pub(crate) fn keep_flushing(self: &Arc<Self>, interval: Duration) -> Tied {
-        let stats = self.clone();
-        Tied::spawn(async move {
-            loop {
-                tokio::time::sleep(interval).await;
-                stats.hand_on();
-            }
-        })
     }
 }
 
