@@ -100,7 +100,9 @@ pub(crate) fn step_of<R>(scope: Option<Scope>, f: impl FnOnce() -> R) -> R {
 }
 
 /// Runs `f` with `exchange` as the current one. An exchange is that only within its own events.
-#[inline]
+///
+/// Always inline: around each poll, and a call would cost as much again.
+#[inline(always)]
 pub(crate) fn within<R>(exchange: &Rc<Inner>, f: impl FnOnce() -> R) -> R {
     /// Puts back the one before, also when `f` panics.
     struct Before<'a>(&'a Cell<Option<Rc<Inner>>>, Option<Rc<Inner>>);

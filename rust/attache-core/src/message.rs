@@ -405,6 +405,8 @@ struct Run {
 impl Future for Run {
     type Output = Result<Response>;
 
+    // Where nearly every `handle` is resumed: a part of its own code.
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response>> {
         let run = &mut *self;
         let exchange = run.exchange.as_ref().expect("not polled again when it is done");
