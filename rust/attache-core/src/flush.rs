@@ -95,26 +95,11 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::filter::{ConfigHost, Filter, Setup};
+    use crate::filter::ConfigHost;
+    use crate::metric_queue::tests::Plain;
     use crate::metrics::{MetricId, MetricKind, MetricOp, MetricSink};
     use crate::registry::Registry;
     use crate::stats::Count;
-    use crate::{ConfigError, Next, Request, Response};
-
-    struct Plain;
-
-    impl Filter for Plain {
-        type Config = ();
-        type RouteConfig = ();
-
-        fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
-            Ok(Plain)
-        }
-
-        async fn handle(&self, request: Request, next: Next) -> crate::Result<Response> {
-            next.run(request).await
-        }
-    }
 
     /// Tells of each change. It is the config's: once nobody can be told anything, the config is gone.
     #[derive(Clone)]

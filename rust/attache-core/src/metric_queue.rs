@@ -108,7 +108,7 @@ impl std::fmt::Debug for Update {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -145,7 +145,7 @@ mod tests {
         assert!(taken(&queue).is_empty());
     }
 
-    struct Plain;
+    pub(crate) struct Plain;
 
     impl Filter for Plain {
         type Config = ();
