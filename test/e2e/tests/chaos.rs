@@ -311,6 +311,7 @@ async fn in_chaos(updated: bool) {
 /// Ten thousand wait at once, and their clients go: by resetting their streams, or the connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_that_waits_and_leaves_leaves_nothing_behind() {
+    // Envoy lets an HTTP/2 connection have 1024 streams, unless it is told otherwise.
     const CONNECTIONS: u64 = 100;
     const CALLS: u64 = 100;
     let (modules, _folder) = modules();
