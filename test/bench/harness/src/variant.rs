@@ -90,7 +90,9 @@ impl Scenario {
                 RawHop,
                 AttacheHop,
             ],
-            Scenario::Body => &[NoneBody, AttacheBodyUntouched, AttacheBodyMapped],
+            Scenario::Body => {
+                &[NoneBody, RawBodyUntouched, AttacheBodyUntouched, AttacheBodyMapped]
+            }
             Scenario::Callout => &[NoneCallout, ExtAuthz, AttacheCallout],
         }
     }
@@ -146,6 +148,8 @@ pub(crate) enum Variant {
     AttacheHop,
     /// No filter, with bodies.
     NoneBody,
+    /// A hand-written module that lets bodies pass.
+    RawBodyUntouched,
     /// A filter on the runtime that lets bodies pass.
     AttacheBodyUntouched,
     /// A filter on the runtime that changes each byte of both bodies.
@@ -172,6 +176,7 @@ impl Variant {
             Variant::AttacheHeaders => "attache_headers",
             Variant::AttacheHop => "attache_hop",
             Variant::NoneBody => "none_body",
+            Variant::RawBodyUntouched => "raw_body_untouched",
             Variant::AttacheBodyUntouched => "attache_body_untouched",
             Variant::AttacheBodyMapped => "attache_body_mapped",
             Variant::NoneCallout => "none_callout",
@@ -183,7 +188,10 @@ impl Variant {
     /// The library that the variant needs.
     pub(crate) fn library(self) -> Option<&'static str> {
         match self {
-            Variant::RawPass | Variant::RawHeaders | Variant::RawHop => Some(RAW_LIBRARY),
+            Variant::RawPass
+            | Variant::RawHeaders
+            | Variant::RawHop
+            | Variant::RawBodyUntouched => Some(RAW_LIBRARY),
             Variant::AttachePass
             | Variant::AttacheHeaders
             | Variant::AttacheHop

@@ -5,7 +5,7 @@
 //!
 //! | name          | does                                                                          |
 //! |---------------|-------------------------------------------------------------------------------|
-//! | `raw_pass`    | nothing                                                                       |
+//! | `raw_pass`    | nothing; `raw_body_untouched` is the same, beside bodies                      |
 //! | `raw_headers` | copies `x-bench-in` to `x-bench-out`, and sets `x-bench: 1` on the response   |
 //! | `raw_hop`     | holds the request until a Tokio task on another thread has woken the stream   |
 //!
@@ -115,7 +115,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
     // pointer is not null.
     let name = unsafe { std::slice::from_raw_parts(name.ptr.cast::<u8>(), name.len) };
     let mode = match name {
-        b"raw_pass" => PASS,
+        b"raw_pass" | b"raw_body_untouched" => PASS,
         b"raw_headers" => HEADERS,
         b"raw_hop" => {
             runtime();
