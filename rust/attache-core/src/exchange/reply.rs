@@ -7,10 +7,10 @@
 //! waits for the request's. A filter that still reads may be in a talk with the client, where the end of
 //! the one is what the other waits for: it says itself when it ends.
 //!
-//! *A streamed one after the request has gone on, on hosts that emit at any time.* Once the router has the request, the response that it gets would meet a streamed reply. A local
-//! reply makes the router give the request up, but is sent whole. So it is sent with its headers
-//! alone, comes by here as any response does, and gets its body here: pumped, flow-controlled, and
-//! with trailers if there are some.
+//! *A streamed one after the request has gone on, on hosts that emit at any time.* Once the router has
+//! the request, the response that it gets would meet a streamed reply. A local reply makes the router
+//! give the request up, but is sent whole. So it is sent with its headers alone, comes by here as any
+//! response does, and gets its body here: pumped, flow-controlled, and with trailers if there are some.
 
 use std::rc::Rc;
 
