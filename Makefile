@@ -28,7 +28,7 @@ run: tools envoy ## serve the filter FILTER (hello) in a real Envoy, on PORT (10
 	@exec cargo run -p attache-e2e --bin attache-run -- $(FILTER) $(PORT) $(ADMIN_PORT)
 
 # LEAN: what one of the builds has left goes before the next begins. Their sum is 7 GB.
-test: tools envoy ## run every test; ends in a line of counts. BRIDGE=1: test-bridge too; LEAN=1: in 5 GB
+test: tools envoy ## run every test; ends in a line of counts. BRIDGE=1: test-bridge too; LEAN=1: in 3 GB of disk
 	@test/tally \
 		'cargo test --workspace --no-fail-fast' \
 		$(if $(LEAN),'cargo clean --profile dev') \
