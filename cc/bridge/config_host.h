@@ -5,11 +5,10 @@
 // is after the last stream of that config has been destroyed. If loading fails, Rust has let go of
 // it when `loadConfig` throws; notifiers and calls that it made may be called later all the same.
 //
-// * All is called on the main thread, during `loadConfig`, but for what follows.
+// * All but `updateMetric` is called on the main thread, during `loadConfig`.
 // * `updateMetric` is called on worker threads, from within an event of a stream of this config,
 //   and on the main thread, from within `FilterConfig::onScheduled`: at the same time, so it is
 //   `const` and thread-safe. What other threads record waits for the main thread.
-// * `makeRuntimeFlags` is called on worker threads as well, from within such an event, and as safe.
 // * The notifier asks the main thread for `FilterConfig::onScheduled`.
 //
 // Texts and slices are valid during the call.

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::runtime_flags::RuntimeFlags;
-
 /// What kind of metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MetricKind {
@@ -53,13 +51,6 @@ pub trait MetricSink: Send + Sync {
     /// thread may end the config asks after `updates` has returned.
     fn update_all(&self, updates: &mut dyn FnMut(&mut EachUpdate<'_>)) {
         updates(&mut |metric, op, value| self.update(metric, op, value, &[]));
-    }
-
-    /// Envoy's runtime flags, where the host has them: as [`ConfigHost`](crate::ConfigHost) has them while
-    /// the config is made, for code that has only what stays of it. Asked in an event of an exchange of
-    /// the config.
-    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        None
     }
 }
 
@@ -132,10 +123,6 @@ impl Counter {
     /// Adds one.
     pub fn inc(&self) {
         self.add(1);
-    }
-    /// Where updates go.
-    pub(crate) fn sink(&self) -> &dyn MetricSink {
-        &*self.0.sink
     }
     /// Whether updates go to this very sink.
     pub(crate) fn goes_to(&self, sink: &dyn MetricSink) -> bool {

@@ -5,8 +5,8 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -211,17 +211,9 @@ pub(crate) struct Meta {
     pub(crate) panics: Counter,
     pub(crate) slow_polls: Counter,
     pub(crate) poll_time: Option<Histogram>,
-    /// Taken when an exchange first asks for it, where the host has it.
-    runtime: OnceLock<Option<Runtime>>,
+    /// Where the host has them.
+    pub(crate) runtime: Option<Runtime>,
     _tasks: Vec<Tied>,
-}
-
-impl Meta {
-    /// Envoy's runtime flags. To be asked in an event of an exchange.
-    pub(crate) fn runtime(&self) -> Option<&Runtime> {
-        let take = || self.panics.sink().runtime_flags().map(Runtime::new);
-        self.runtime.get_or_init(take).as_ref()
-    }
 }
 
 impl Drop for LoadedFilter {
@@ -416,6 +408,7 @@ fn load<F: Filter>(
         keep_flushing(&stats, interval)
             .map_err(|error| ConfigError::new(format!("no thread for its stats: {error}")))?;
     }
+    let runtime = setup.runtime().ok();
     let meta = Meta {
         name,
         options,
@@ -425,7 +418,7 @@ fn load<F: Filter>(
         slow_polls,
         poll_time,
         stats,
-        runtime: OnceLock::new(),
+        runtime,
         _tasks: setup.tasks,
     };
     Ok(Loaded(Arc::new(LoadedFilter {

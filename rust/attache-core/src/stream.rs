@@ -227,7 +227,7 @@ impl Stream {
         self.ask(|_| Ok(()))?;
         let unsupported =
             || denied(Denied::Unsupported(RuntimeUnsupported::FLAGS.to_string().into()));
-        self.exchange()?.filter().meta.runtime().ok_or_else(unsupported)
+        self.exchange()?.filter().meta.runtime.as_ref().ok_or_else(unsupported)
     }
 
     /// Typed values that the filters of this exchange share.

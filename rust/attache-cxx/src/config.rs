@@ -205,7 +205,7 @@ impl ConfigHost for Defining {
     }
 
     fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        Some(flags_of(&self.host()))
+        Some(Arc::new(Flags(self.host().make_runtime_flags())))
     }
 }
 
@@ -257,15 +257,6 @@ impl MetricSink for Sink {
             self.notifier.notify();
         }
     }
-
-    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        // SAFETY: as in `update`, and the host lives as long as the config.
-        is_serving(self).then(|| flags_of(unsafe { self.host.as_ref() }))
-    }
-}
-
-fn flags_of(host: &ffi::ConfigHost) -> Arc<dyn RuntimeFlags> {
-    Arc::new(Flags(host.make_runtime_flags()))
 }
 
 /// Wakes a stream or a config.

@@ -152,7 +152,7 @@ impl ConfigHost for ConfigStream {
     }
 
     fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        self.sink.runtime_flags()
+        self.sink.in_envoy.flags()
     }
 }
 
@@ -253,10 +253,6 @@ impl MetricSink for Sink {
         if self.queue.leave_all(updates) {
             self.main.ask(event::METRICS);
         }
-    }
-
-    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        self.in_envoy.flags()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use attache_core::facts::Fact;
 use attache_core::registry::{Loaded, Registry};
-use attache_core::{Attribute, Filter, MetricKind};
+use attache_core::{Attribute, Filter, MetricKind, MetricSink};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cluster::{ClusterAnswer, Clusters, TestCalls};

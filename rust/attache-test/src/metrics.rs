@@ -9,7 +9,7 @@ use attache_core::{
 };
 
 use crate::cluster::TestCalls;
-use crate::in_envoy::{Flags, InEnvoy};
+use crate::in_envoy::InEnvoy;
 
 /// What a filter has defined and recorded. Shared by clones.
 #[derive(Clone, Debug, Default)]
@@ -24,24 +24,6 @@ struct Store {
 impl Metrics {
     fn with<R>(&self, f: impl FnOnce(&mut Store) -> R) -> R {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(crate) fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
-        let labels = labels.iter().map(|&l| l.to_owned()).collect();
-        self.with(|store| {
-            let values = store.values.entry((metric.id, labels)).or_default();
-            match op {
-                MetricOp::Record => values.push(value),
-                _ => {
-                    let before = values.pop().unwrap_or(0);
-                    values.push(match op {
-                        MetricOp::Add => before.wrapping_add(value),
-                        MetricOp::Sub => before.wrapping_sub(value),
-                        MetricOp::Set | MetricOp::Record => value,
-                    });
-                }
-            }
-        });
     }
 
     /// The values of a metric: one of a counter or gauge, all of a histogram.
@@ -87,7 +69,7 @@ impl attache_core::ConfigHost for TestConfig {
     }
 
     fn sink(&self) -> Arc<dyn MetricSink> {
-        Arc::new(TestSink { metrics: self.metrics.clone(), flags: self.envoy.flags.clone() })
+        Arc::new(self.metrics.clone())
     }
 
     fn calls(&self) -> Option<Arc<dyn SharedCalls>> {
@@ -114,18 +96,22 @@ impl attache_core::ConfigHost for TestConfig {
     }
 }
 
-/// What stays of it.
-struct TestSink {
-    metrics: Metrics,
-    flags: Flags,
-}
-
-impl MetricSink for TestSink {
-    fn runtime_flags(&self) -> Option<Arc<dyn RuntimeFlags>> {
-        Some(Arc::new(self.flags.clone()))
-    }
-
+impl MetricSink for Metrics {
     fn update(&self, metric: MetricId, op: MetricOp, value: u64, labels: &[&str]) {
-        self.metrics.update(metric, op, value, labels);
+        let labels = labels.iter().map(|&l| l.to_owned()).collect();
+        self.with(|store| {
+            let values = store.values.entry((metric.id, labels)).or_default();
+            match op {
+                MetricOp::Record => values.push(value),
+                _ => {
+                    let before = values.pop().unwrap_or(0);
+                    values.push(match op {
+                        MetricOp::Add => before.wrapping_add(value),
+                        MetricOp::Sub => before.wrapping_sub(value),
+                        MetricOp::Set | MetricOp::Record => value,
+                    });
+                }
+            }
+        });
     }
 }
