@@ -11,11 +11,17 @@
 #include <utility>
 #include <vector>
 
+#include "envoy/config/core/v3/config_source.pb.h"
+#include "envoy/extensions/transport_sockets/tls/v3/secret.pb.h"
+
 #include "source/common/buffer/buffer_impl.h"
+#include "source/common/common/callback_impl.h"
 #include "source/common/protobuf/utility.h"
 #include "source/common/router/string_accessor_impl.h"
 
 #include "test/mocks/http/mocks.h"
+#include "test/mocks/runtime/mocks.h"
+#include "test/mocks/secret/mocks.h"
 #include "test/mocks/server/factory_context.h"
 #include "test/mocks/ssl/mocks.h"
 #include "test/mocks/stream_info/mocks.h"
@@ -31,6 +37,8 @@
 #include "cc/config/factory.h"
 #include "cc/filter/filter.h"
 #include "cc/filter/filter_state.h"
+#include "cc/filter/runtime_flags.h"
+#include "cc/filter/worker_link.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -308,6 +316,21 @@ public:
     other->request_.setCopy(Http::LowerCaseString("x-open"), gate);
     EXPECT_CALL(other->decoder_, sendLocalReply(Http::Code::OK, _, _, _, _));
     EXPECT_EQ(Http::FilterHeadersStatus::StopIteration, other->request("", true));
+  }
+
+  // What a filter replies to a request, be it at once or when a thread of its own has come back.
+  std::string replyOf(const Http::FilterFactoryCb& factory) {
+    auto s = stream(factory);
+    std::string reply;
+    ON_CALL(s->decoder_, sendLocalReply(_, _, _, _, _))
+        .WillByDefault(
+            Invoke([&](Http::Code code, absl::string_view body, auto, auto, absl::string_view) {
+              reply = absl::StrCat(static_cast<int>(code), " ", body);
+            }));
+    s->request("", true);
+    while (reply.empty() && posted_.runNext()) {
+    }
+    return reply;
   }
 
   // Runs what was posted to the worker, and what comes of it.
@@ -1079,6 +1102,141 @@ TEST_F(FilterTest, ARouteConfigIsRefusedWithTheFieldAndTheReason) {
   route.set_name("nobody");
   EXPECT_THAT(std::string(loadRoute(route).status().message()),
               HasSubstr("there is no filter of this name"));
+}
+
+// ---- Secrets and runtime flags --------------------------------------------------------------
+
+// A secret that Envoy's discovery brings.
+class Discovered {
+public:
+  // What is asked for it, from now on.
+  explicit Discovered(Server::Configuration::MockServerFactoryContext& server) {
+    ON_CALL(*provider_, secret()).WillByDefault(Invoke([this] { return secret_.get(); }));
+    ON_CALL(*provider_, addUpdateCallback(_))
+        .WillByDefault(Invoke([this](std::function<absl::Status()> callback) {
+          return on_update_.add(std::move(callback));
+        }));
+    auto manager = std::make_unique<NiceMock<Secret::MockSecretManager>>();
+    manager_ = manager.get();
+    ON_CALL(*manager_, findOrCreateGenericSecretProvider(_, "token", _, _))
+        .WillByDefault(Return(provider_));
+    server.secret_manager_ = std::move(manager);
+  }
+
+  // It is there, or another one is.
+  void bring(const std::string& value) {
+    secret_ = std::make_unique<envoy::extensions::transport_sockets::tls::v3::GenericSecret>();
+    secret_->mutable_secret()->set_inline_string(value);
+    tell();
+  }
+  void bringFile(const std::string& path) {
+    secret_ = std::make_unique<envoy::extensions::transport_sockets::tls::v3::GenericSecret>();
+    secret_->mutable_secret()->set_filename(path);
+    tell();
+  }
+  // It is gone.
+  void take() {
+    secret_.reset();
+    tell();
+  }
+
+  size_t watchers() const { return on_update_.size(); }
+
+  const std::shared_ptr<NiceMock<Secret::MockGenericSecretConfigProvider>> provider_{
+      std::make_shared<NiceMock<Secret::MockGenericSecretConfigProvider>>()};
+  NiceMock<Secret::MockSecretManager>* manager_;
+
+private:
+  void tell() { EXPECT_TRUE(on_update_.runCallbacks().ok()); }
+
+  std::unique_ptr<envoy::extensions::transport_sockets::tls::v3::GenericSecret> secret_;
+  Common::CallbackManager<absl::Status> on_update_;
+};
+
+constexpr absl::string_view kDiscovered = R"({"key": {"sds_secret_config": {"name": "token",
+    "sds_config": {"path_config_source": {"path": "/sds.yaml"}}}}})";
+
+TEST_F(FilterTest, ASecretOfTheBootstrapIsRead) {
+  envoy::extensions::transport_sockets::tls::v3::Secret secret;
+  TestUtility::loadFromYaml("{name: token, generic_secret: {secret: {inline_string: hush}}}",
+                            secret);
+  ASSERT_TRUE(context_.server_factory_context_.secret_manager_->addStaticSecret(secret).ok());
+  EXPECT_EQ("200 hush", replyOf(load("keyed", R"({"key": {"sds": "token"}})").value()));
+  EXPECT_THAT(
+      std::string(load("keyed", R"({"key": {"sds": "none"}})").status().message()),
+      HasSubstr("field `key`: the secret `none`: there is no generic secret of this name in "
+                "Envoy's bootstrap"));
+}
+
+TEST_F(FilterTest, ADiscoveredSecretIsWatched) {
+  Discovered token(context_.server_factory_context_);
+  EXPECT_CALL(*token.manager_, findOrCreateGenericSecretProvider(_, "token", _, _))
+      .WillOnce(Invoke([&](const envoy::config::core::v3::ConfigSource& source, auto&&...) {
+        EXPECT_EQ("/sds.yaml", source.path_config_source().path());
+        return token.provider_;
+      }));
+  Http::FilterFactoryCb keyed = load("keyed", kDiscovered).value();
+  EXPECT_THAT(replyOf(keyed), HasSubstr("503 ")) << "it has not come yet";
+  token.bring("first");
+  EXPECT_EQ("200 first", replyOf(keyed));
+  token.bring("second");
+  EXPECT_EQ("200 second", replyOf(keyed));
+  // The last one stays where a new one cannot be had.
+  token.bringFile("/nowhere/to/be/found");
+  EXPECT_EQ("200 second", replyOf(keyed));
+  token.take();
+  EXPECT_EQ("200 second", replyOf(keyed));
+  token.bring("");
+  EXPECT_EQ("200 second", replyOf(keyed));
+  EXPECT_EQ(1, token.watchers());
+  keyed = nullptr;
+  EXPECT_EQ(1, token.watchers()) << "providers are for the main thread";
+  runPosted();
+  EXPECT_EQ(0, token.watchers());
+}
+
+TEST_F(FilterTest, ADiscoveryThatEnvoyRefusesIsNamed) {
+  Discovered token(context_.server_factory_context_);
+  ON_CALL(*token.manager_, findOrCreateGenericSecretProvider(_, "token", _, _))
+      .WillByDefault(testing::Throw(EnvoyException("no such place")));
+  EXPECT_THAT(std::string(load("keyed", kDiscovered).status().message()),
+              HasSubstr("field `key`: the secret `token`: its `sds_config`: no such place"));
+  EXPECT_THAT(std::string(load("keyed", R"({"key": {"sds_secret_config": {"name": "token",
+                  "sds_config": {"pass": 1}}}})")
+                              .status()
+                              .message()),
+              HasSubstr("its `sds_config`: "));
+}
+
+TEST_F(FilterTest, RuntimeFlagsAreReadOnAnyThread) {
+  const std::string text = "caf\xC3";
+  auto flags = std::make_shared<NiceMock<Runtime::MockSnapshot>>();
+  ON_CALL(*flags, featureEnabled("test.feature", testing::TypedEq<uint64_t>(0)))
+      .WillByDefault(Return(true));
+  ON_CALL(*flags, getBoolean("test.boolean", true)).WillByDefault(Return(false));
+  ON_CALL(*flags, getInteger("test.integer", 7)).WillByDefault(Return(8));
+  ON_CALL(*flags, getDouble("test.double", 0.5)).WillByDefault(Return(1.5));
+  ON_CALL(*flags, get("test.string")).WillByDefault(Return(std::cref(text)));
+  Runtime::MockLoader& loader = context_.server_factory_context_.runtime_loader_;
+  ON_CALL(loader, threadsafeSnapshot()).WillByDefault(Return(flags));
+  // The filter compares what it sees on the worker with what a thread of its own sees.
+  EXPECT_EQ("200 true false 8 1.5 Some(\"caf\xEF\xBF\xBD\")",
+            replyOf(load("flagged", "{}").value()));
+}
+
+TEST_F(FilterTest, RuntimeFlagsHaveTheirDefaultsWhenEnvoyEnds) {
+  NiceMock<Runtime::MockLoader> loader;
+  auto links = WorkerLinks::get(context_.server_factory_context_);
+  const auto flags = makeRuntimeFlags(loader, links->current());
+  endWorker();
+  EXPECT_CALL(loader, threadsafeSnapshot()).Times(0);
+  EXPECT_FALSE(flags->featureEnabled("test.feature", 100));
+  EXPECT_TRUE(flags->boolean("test.boolean", true));
+  EXPECT_EQ(7, flags->integer("test.integer", 7));
+  EXPECT_EQ(0.5, flags->number("test.double", 0.5));
+  rust::String text = "as it was";
+  EXPECT_FALSE(flags->text("test.string", text));
+  EXPECT_EQ("as it was", std::string(text));
 }
 
 } // namespace

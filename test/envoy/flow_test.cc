@@ -432,7 +432,7 @@ TEST_P(FlowTest, EnvoyEndsWhileStreamsWait) {
   std::vector<IntegrationStreamDecoderPtr> responses;
   for (const char* script :
        {R"({"steps": ["mark", {"gate": "never"}]})", R"({"steps": ["mark", "forever"]})",
-        R"({"steps": ["mark", {"reply": {"status": 200, "chunks": ["a"]}}]})",
+        R"({"steps": ["mark", {"reply": {"status": 200, "pipe": ["forever"]}}]})",
         R"({"flavour": "timer", "steps": ["mark", {"pipe": ["forever"]}]})"}) {
     clients.push_back(makeHttpConnection(lookupPort("http")));
     auto [encoder, response] = clients.back()->startRequest(request(script));
