@@ -33,17 +33,10 @@ impl Host {
     /// Whether the variant can be measured there. Modules and what else is not compiled in cannot.
     pub(crate) fn has(self, variant: Variant) -> bool {
         use Variant::*;
-        self == Host::Stock
-            || !matches!(
-                variant,
-                RawPass
-                    | RawHeaders
-                    | RawHop
-                    | LuaHeaders
-                    | NoneCallout
-                    | ExtAuthz
-                    | AttacheCallout
-            )
+        let hand_written = variant.library() == Some(RAW_LIBRARY);
+        let beside_what_is_left_out =
+            matches!(variant, LuaHeaders | NoneCallout | ExtAuthz | AttacheCallout);
+        self == Host::Stock || !hand_written && !beside_what_is_left_out
     }
 }
 
