@@ -17,6 +17,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "cc/filter/headers.h"
 #include "cc/filter/text.h"
 
 namespace Envoy {

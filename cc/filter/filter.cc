@@ -13,6 +13,7 @@
 #include "source/common/http/header_map_impl.h"
 #include "source/common/http/utility.h"
 
+#include "cc/filter/headers.h"
 #include "cc/filter/span.h"
 #include "cc/filter/text.h"
 
@@ -542,12 +543,8 @@ void Filter::sendReply(std::uint16_t status, rust::Slice<const bridge::HeaderVie
   // Without a gRPC status, Envoy takes the one that goes with the HTTP status.
   decoder_callbacks_->sendLocalReply(
       static_cast<Http::Code>(status), view(body),
-      [headers](Http::ResponseHeaderMap& map) {
-        for (const bridge::HeaderView& header : headers) {
-          map.addCopy(Http::LowerCaseString(view(header.name)), view(header.value));
-        }
-      },
-      absl::nullopt, view(details));
+      [headers](Http::ResponseHeaderMap& map) { addHeaders(map, headers); }, absl::nullopt,
+      view(details));
 }
 
 void Filter::sendReplyHeaders(rust::Slice<const bridge::HeaderView> headers,
@@ -670,11 +667,12 @@ std::size_t Filter::header(HeaderMapType map, rust::Str name, std::size_t index,
   if (found == nullptr) {
     return 0;
   }
-  const auto values = found->get(Http::LowerCaseString(view(name)));
-  if (index < values.size()) {
-    value = bytes(values[index]->value().getStringView());
+  absl::string_view text;
+  const std::size_t count = getHeader(*found, view(name), index, text);
+  if (index < count) {
+    value = bytes(text);
   }
-  return values.size();
+  return count;
 }
 
 bool Filter::headers(HeaderMapType map, rust::Slice<bridge::HeaderView> out,
@@ -702,7 +700,7 @@ bool Filter::setHeader(HeaderMapType map, rust::Str name,
                        rust::Slice<const std::uint8_t> value) noexcept {
   Http::HeaderMap* found = find(map);
   if (found != nullptr) {
-    found->setCopy(Http::LowerCaseString(view(name)), view(value));
+    Attache::setHeader(*found, view(name), view(value));
   }
   return found != nullptr;
 }
@@ -711,7 +709,7 @@ bool Filter::appendHeader(HeaderMapType map, rust::Str name,
                           rust::Slice<const std::uint8_t> value) noexcept {
   Http::HeaderMap* found = find(map);
   if (found != nullptr) {
-    found->addCopy(Http::LowerCaseString(view(name)), view(value));
+    addHeader(*found, view(name), view(value));
   }
   return found != nullptr;
 }
@@ -719,7 +717,7 @@ bool Filter::appendHeader(HeaderMapType map, rust::Str name,
 bool Filter::removeHeader(HeaderMapType map, rust::Str name) noexcept {
   Http::HeaderMap* found = find(map);
   if (found != nullptr) {
-    found->remove(Http::LowerCaseString(view(name)));
+    Attache::removeHeader(*found, view(name));
   }
   return found != nullptr;
 }

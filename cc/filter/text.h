@@ -1,14 +1,10 @@
-// Views of one language's texts and bytes in the other's types (nothing is copied), times, and
-// header maps made of what Rust gives.
+// Views of one language's texts and bytes in the other's types (nothing is copied), and times.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
-#include <memory>
-#include <utility>
 
 #include "envoy/common/time.h"
-#include "envoy/http/header_map.h"
 
 #include "absl/strings/string_view.h"
 #include "cc/bridge/bridge.h"
@@ -44,16 +40,6 @@ inline std::uint64_t nanoseconds(SystemTime time) {
 
 // The text has to be UTF-8, or this throws: what protobuf calls a string is.
 inline rust::Str str(absl::string_view text) { return {text.data(), text.size()}; }
-
-// Fills a map with the headers that Rust gives.
-template <class Map>
-std::unique_ptr<Map> makeMap(std::unique_ptr<Map> map,
-                             rust::Slice<const ::attache::bridge::HeaderView> headers) {
-  for (const ::attache::bridge::HeaderView& header : headers) {
-    map->addCopy(Http::LowerCaseString(view(header.name)), view(header.value));
-  }
-  return map;
-}
 
 } // namespace Attache
 } // namespace Envoy
