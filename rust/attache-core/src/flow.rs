@@ -304,10 +304,11 @@ impl Flow {
         self.finished |= end;
     }
 
-    /// Lets the headers go and ends their hook, where that is all there is to do, as in most.
+    /// Lets the headers go and ends their hook, where that is all there is to do, as in most: a
+    /// message that passes leaves nothing to be moved after the hook, on any host.
     #[inline(always)]
     pub(crate) fn pass_headers(&mut self) -> bool {
-        let passes = self.mode == Mode::Pass && !self.any_time;
+        let passes = self.mode == Mode::Pass;
         if passes {
             self.let_go(self.ended);
             self.hook = None;
