@@ -281,7 +281,7 @@ public:
     config.set_fail_open(fail_open);
     Protobuf::StringValue text;
     text.set_value(std::string(json));
-    config.mutable_config()->PackFrom(text);
+    EXPECT_TRUE(config.mutable_config()->PackFrom(text));
     return filter_factory_.createFilterFactoryFromProto(config, "", context_);
   }
 
@@ -297,7 +297,7 @@ public:
     route.set_name(name);
     Protobuf::Struct fields;
     TestUtility::loadFromYaml(value, fields);
-    route.mutable_config()->PackFrom(fields);
+    EXPECT_TRUE(route.mutable_config()->PackFrom(fields));
     return route;
   }
 
@@ -377,6 +377,38 @@ TEST_F(FilterTest, HeadersChangeInPlace) {
   EXPECT_TRUE(s->request_.get(Http::LowerCaseString("x-old")).empty());
   EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response(true));
   EXPECT_EQ("us", s->response_.get_("x-by"));
+}
+
+// Few headers are searched one by one, many with Envoy's index: both have to find the same.
+TEST_F(FilterTest, HeadersAreFoundAmongFewAndAmongMany) {
+  for (const int others : {0, 100}) {
+    auto s = stream();
+    for (int i = 0; i < others; ++i) {
+      s->request_.addCopy(Http::LowerCaseString(absl::StrCat("x-other-", i)), "0");
+    }
+    s->request_.addCopy(Http::LowerCaseString("x-old"), "1");
+    s->request_.addCopy(Http::LowerCaseString("x-set"), "1");
+    s->request_.addCopy(Http::LowerCaseString("x-set"), "2");
+    s->request_.setForwardedProto("http");
+    s->request_.setHost("before");
+    EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->request(R"({"steps": [
+                  {"headers": [{"remove": "x-old"}, {"remove": "x-none"}, {"set": ["x-set", "3"]},
+                               {"set": ["x-forwarded-proto", "https"]}, {"set": ["host", "after"]},
+                               {"append": ["x-new", "a"]}, {"append": ["x-new", "b"]},
+                               {"append": ["x-forwarded-proto", "wss"]}]},
+                  {"carry": ["x-set", "x-saw-set"]}, {"carry": ["host", "x-saw-host"]}, "run"]})",
+                                                              true));
+    EXPECT_TRUE(s->request_.get(Http::LowerCaseString("x-old")).empty());
+    const auto set = s->request_.get(Http::LowerCaseString("x-set"));
+    ASSERT_EQ(1, set.size());
+    EXPECT_EQ("3", set[0]->value().getStringView());
+    EXPECT_EQ("https,wss", s->request_.getForwardedProtoValue());
+    EXPECT_EQ("after", s->request_.getHostValue());
+    EXPECT_EQ(2, s->request_.get(Http::LowerCaseString("x-new")).size());
+    EXPECT_EQ(Http::FilterHeadersStatus::Continue, s->response(true));
+    EXPECT_EQ("3", s->response_.get_("x-saw-set"));
+    EXPECT_EQ("after", s->response_.get_("x-saw-host"));
+  }
 }
 
 TEST_F(FilterTest, AHeaderMayBeEmpty) {
@@ -472,18 +504,20 @@ TEST_F(FilterTest, AWakeAfterTheWorkerHasGoneDoesNothing) {
 TEST_F(FilterTest, ThreadsWakeAStreamThroughItsWorkerOnly) {
   auto s = stream();
   const std::thread::id worker = std::this_thread::get_id();
-  bool gone_on = false;
+  int continued = 0;
   ON_CALL(s->decoder_, continueDecoding()).WillByDefault(Invoke([&] {
     EXPECT_EQ(worker, std::this_thread::get_id());
-    gone_on = true;
+    ++continued;
   }));
   // Woken by a task and by a blocking thread, one after the other. If both are done before the
   // filter looks, it does not wait at all.
-  gone_on = s->request(R"({"flavour": "thread", "steps": ["wait"]})", true) ==
-            Http::FilterHeadersStatus::Continue;
-  while (!gone_on) {
+  const bool waits = s->request(R"({"flavour": "thread", "steps": ["wait"]})", true) ==
+                     Http::FilterHeadersStatus::StopIteration;
+  while (waits && continued == 0) {
     ASSERT_TRUE(posted_.runNext());
   }
+  runPosted();
+  EXPECT_EQ(waits ? 1 : 0, continued);
 }
 
 TEST_F(FilterTest, AWakeThatComesAfterItsStreamDoesNothing) {
@@ -1055,7 +1089,7 @@ TEST_F(FilterTest, ItIsAFilterOfClustersToo) {
   config.set_name("conformance");
   Protobuf::StringValue text;
   text.set_value(std::string(kConformance));
-  config.mutable_config()->PackFrom(text);
+  EXPECT_TRUE(config.mutable_config()->PackFrom(text));
   UpstreamFilterFactory factory;
   EXPECT_TRUE(factory.createFilterFactoryFromProto(config, "", upstream).ok());
 }
@@ -1131,13 +1165,11 @@ public:
 
   // It is there, or another one is.
   void bring(const std::string& value) {
-    secret_ = std::make_unique<envoy::extensions::transport_sockets::tls::v3::GenericSecret>();
-    secret_->mutable_secret()->set_inline_string(value);
+    made().set_inline_string(value);
     tell();
   }
   void bringFile(const std::string& path) {
-    secret_ = std::make_unique<envoy::extensions::transport_sockets::tls::v3::GenericSecret>();
-    secret_->mutable_secret()->set_filename(path);
+    made().set_filename(path);
     tell();
   }
   // It is gone.
@@ -1153,6 +1185,10 @@ public:
   NiceMock<Secret::MockSecretManager>* manager_;
 
 private:
+  envoy::config::core::v3::DataSource& made() {
+    secret_ = std::make_unique<envoy::extensions::transport_sockets::tls::v3::GenericSecret>();
+    return *secret_->mutable_secret();
+  }
   void tell() { EXPECT_TRUE(on_update_.runCallbacks().ok()); }
 
   std::unique_ptr<envoy::extensions::transport_sockets::tls::v3::GenericSecret> secret_;

@@ -10,6 +10,7 @@
 
 #include "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.pb.h"
 
+#include "test/envoy/stats.h"
 #include "test/integration/http_integration.h"
 #include "test/test_common/utility.h"
 
@@ -200,7 +201,7 @@ TEST_P(FlowTest, EachAttemptGetsEachByteOnce) {
       // So that the next one has a connection of its own to wait for.
       ASSERT_TRUE(fake_upstream_connection_->close());
       ASSERT_TRUE(fake_upstream_connection_->waitForDisconnect());
-      test_server_->waitForGaugeEq("cluster.cluster_0.upstream_cx_active", 0);
+      gaugeIs(*test_server_, "cluster.cluster_0.upstream_cx_active", 0);
     }
   }
 }
@@ -249,7 +250,7 @@ TEST_P(FlowTest, AFilterOfAClusterSeesEachAttempt) {
   EXPECT_EQ("one two", atUpstream());
   upstream_request_->encodeHeaders(default_response_headers_, true);
   ASSERT_TRUE(response->waitForEndStream());
-  test_server_->waitForGaugeEq("cluster.cluster_0.conformance.live", 0);
+  gaugeIs(*test_server_, "cluster.cluster_0.conformance.live", 0);
 }
 
 // ---- Filters of clusters --------------------------------------------------------------------
@@ -278,8 +279,8 @@ TEST_P(FlowTest, AFilterOfAClusterHoldsTheUpstream) {
   Buffer::OwnedImpl data(std::string(1024 * 1024, 'x'));
   upstream_request_->encodeData(data, true);
   if (isHttp1()) {
-    test_server_->waitForCounterGe("cluster.cluster_0.upstream_flow_control_paused_reading_total",
-                                   1);
+    counterReaches(*test_server_, "cluster.cluster_0.upstream_flow_control_paused_reading_total",
+                   1);
   }
   open(gate());
   ASSERT_TRUE(response->waitForEndStream());
@@ -325,8 +326,8 @@ TEST_P(FlowTest, FiltersThatAreFullWaitForTheClient) {
   Buffer::OwnedImpl data(std::string(size, 'y'));
   upstream_request_->encodeData(data, true);
   if (isHttp1()) {
-    test_server_->waitForCounterGe("cluster.cluster_0.upstream_flow_control_paused_reading_total",
-                                   1);
+    counterReaches(*test_server_, "cluster.cluster_0.upstream_flow_control_paused_reading_total",
+                   1);
   }
   codec_client_->connection()->readDisable(false);
   ASSERT_TRUE(response->waitForEndStream());
@@ -440,7 +441,7 @@ TEST_P(FlowTest, EnvoyEndsWhileStreamsWait) {
     Buffer::OwnedImpl data("some of the body");
     clients.back()->sendData(encoder, data, false);
   }
-  test_server_->waitForCounterEq("conformance.marks", 4);
+  counterIs(*test_server_, "conformance.marks", 4);
   test_server_.reset();
   for (IntegrationCodecClientPtr& client : clients) {
     client->close();

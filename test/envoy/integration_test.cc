@@ -10,6 +10,7 @@
 
 #include "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.pb.h"
 
+#include "test/envoy/stats.h"
 #include "test/integration/http_integration.h"
 #include "test/test_common/utility.h"
 
@@ -116,7 +117,7 @@ public:
       bootstrap.mutable_static_resources()->clear_listeners();
     });
     without.setLds("1");
-    test_server_->waitForCounterEq("listener_manager.listener_removed", 1);
+    counterIs(*test_server_, "listener_manager.listener_removed", 1);
   }
 
 private:
@@ -167,8 +168,8 @@ TEST_P(IntegrationTest, HoldsASenderAndLosesNothing) {
   codec_client_->sendData(encoder, std::string(1024 * 1024, 'x'), true);
   if (GetParam() == Http::CodecType::HTTP1) {
     // In HTTP/2 the stream's window holds the client back, which nothing counts.
-    test_server_->waitForCounterGe("http.config_test.downstream_flow_control_paused_reading_total",
-                                   1);
+    counterReaches(*test_server_, "http.config_test.downstream_flow_control_paused_reading_total",
+                   1);
   }
   open(mine);
   waitForNextUpstreamRequest();
@@ -206,10 +207,10 @@ TEST_P(IntegrationTest, AClientThatLeavesEndsTheWait) {
   start();
   auto response =
       codec_client_->makeHeaderOnlyRequest(request(R"({"steps": ["mark", "forever"]})"));
-  test_server_->waitForCounterEq("conformance.marks", 1);
+  counterIs(*test_server_, "conformance.marks", 1);
   codec_client_->close();
-  test_server_->waitForGaugeEq("conformance.live", 0);
-  test_server_->waitForCounterEq("conformance.cancelled", 1);
+  gaugeIs(*test_server_, "conformance.live", 0);
+  counterIs(*test_server_, "conformance.cancelled", 1);
 }
 
 TEST_P(IntegrationTest, AddsTrailersToAResponse) {
@@ -227,7 +228,7 @@ TEST_P(IntegrationTest, ARouteTurnsItOff) {
     ::attache::v3alpha::FilterPerRoute off;
     off.set_disabled(true);
     auto* route = manager.mutable_route_config()->mutable_virtual_hosts(0)->mutable_routes(0);
-    (*route->mutable_typed_per_filter_config())["conformance"].PackFrom(off);
+    EXPECT_TRUE((*route->mutable_typed_per_filter_config())["conformance"].PackFrom(off));
   });
   start();
   EXPECT_EQ("200", exchange(R"({"steps": ["panic"]})")->headers().getStatusValue());
@@ -338,7 +339,7 @@ TEST_P(IntegrationTest, ATunnelGoesBothWays) {
   allowConnect();
   start();
   tunnel({{":method", "CONNECT"}, {":authority", "host.example:80"}}, default_response_headers_);
-  test_server_->waitForGaugeEq("conformance.live", 0);
+  gaugeIs(*test_server_, "conformance.live", 0);
 }
 
 void IntegrationTest::websocket(bool downstream) {
@@ -412,8 +413,8 @@ TEST_P(IntegrationTest, AResetMayComeAtAnyPlace) {
       ASSERT_TRUE(fake_upstream_connection_->waitForDisconnect());
       fake_upstream_connection_.reset();
     }
-    test_server_->waitForGaugeEq("cluster.cluster_0.upstream_cx_active", 0);
-    test_server_->waitForGaugeEq("conformance.live", 0);
+    gaugeIs(*test_server_, "cluster.cluster_0.upstream_cx_active", 0);
+    gaugeIs(*test_server_, "conformance.live", 0);
   }
   EXPECT_EQ("200", exchange("{}")->headers().getStatusValue());
 }
@@ -424,11 +425,11 @@ TEST_P(IntegrationTest, AListenerThatIsRemovedEndsWhatStillWaits) {
   start();
   auto response =
       codec_client_->makeHeaderOnlyRequest(request(R"({"steps": ["mark", "forever"]})"));
-  test_server_->waitForCounterEq("conformance.marks", 1);
+  counterIs(*test_server_, "conformance.marks", 1);
   removeListeners();
   ASSERT_TRUE(codec_client_->waitForDisconnect());
   // With the filter and its config.
-  test_server_->waitForGaugeEq("listener_manager.total_listeners_draining", 0);
+  gaugeIs(*test_server_, "listener_manager.total_listeners_draining", 0);
 }
 
 void IntegrationTest::goesOnAfter(const std::function<void()>& drain,
@@ -437,7 +438,7 @@ void IntegrationTest::goesOnAfter(const std::function<void()>& drain,
   response = codec_client_->makeHeaderOnlyRequest(
       request(absl::StrCat(R"({"steps": ["mark", {"gate": ")", mine, R"("}]})")));
   IntegrationCodecClientPtr other = makeHttpConnection(lookupPort("http"));
-  test_server_->waitForCounterEq("conformance.marks", 1);
+  counterIs(*test_server_, "conformance.marks", 1);
   drain();
   openOn(*other, mine);
   waitForNextUpstreamRequest();
@@ -478,7 +479,7 @@ TEST_P(IntegrationTest, AnEnvoyThatListensNoMoreLetsWhatWaitsGoOn) {
   goesOnAfter(
       [this] {
         drainListeners("/drain_listeners");
-        test_server_->waitForCounterEq("listener_manager.listener_stopped", 1);
+        counterIs(*test_server_, "listener_manager.listener_stopped", 1);
       },
       response);
 }
