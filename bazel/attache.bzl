@@ -17,14 +17,23 @@ load("@rules_rust//rust:defs.bzl", "rust_static_library")
 
 _LTO = "@rules_rust//rust/settings:lto"
 _CODEGEN_UNITS = "@rules_rust//rust/settings:codegen_units"
+_FLAGS = "@rules_rust//rust/settings:extra_rustc_flags"
+
+# What an exchange costs is the code that it brings into the caches, more than the instructions: many
+# small functions lie in more of it than a few large ones.
+_INLINE_MORE = "-Cllvm-args=-inline-threshold=1000"
 
 def _whole_program_impl(settings, _attr):
-    changed = {_CODEGEN_UNITS: settings[_CODEGEN_UNITS], _LTO: settings[_LTO]}
-    if settings["//command_line_option:compilation_mode"] == "opt":
+    changed = {name: settings[name] for name in [_CODEGEN_UNITS, _FLAGS, _LTO]}
+
+    # What Bazel gives is no string: compared with one, it is never equal.
+    if str(settings["//command_line_option:compilation_mode"]) == "opt":
         if changed[_LTO] == "unspecified":
             changed[_LTO] = "fat"
         if changed[_CODEGEN_UNITS] < 1:
             changed[_CODEGEN_UNITS] = 1
+        if not any(["inline-threshold" in flag for flag in changed[_FLAGS]]):
+            changed[_FLAGS] = changed[_FLAGS] + [_INLINE_MORE]
     return changed
 
 # With `-c opt`, Rust is optimised as a whole: the runtime is many small functions in several crates.
@@ -34,10 +43,12 @@ _whole_program = transition(
     inputs = [
         "//command_line_option:compilation_mode",
         _CODEGEN_UNITS,
+        _FLAGS,
         _LTO,
     ],
     outputs = [
         _CODEGEN_UNITS,
+        _FLAGS,
         _LTO,
     ],
 )
