@@ -12,7 +12,7 @@ namespace Attache {
 namespace {
 
 // Up to so many headers are searched one by one.
-constexpr std::size_t FEW = 32;
+constexpr std::size_t Few = 32;
 
 struct Search {
   const absl::string_view name_;
@@ -25,7 +25,7 @@ struct Search {
 // Searches a map as it is. False if that might not find what Envoy would.
 inline bool find(const Http::HeaderMap& map, Search& search) {
   // Envoy takes "host" for ":authority".
-  if (map.size() > FEW || search.name_ == Http::Headers::get().HostLegacy.get()) {
+  if (map.size() > Few || search.name_ == Http::Headers::get().HostLegacy.get()) {
     return false;
   }
   // One reference: more than two words would be allocated.
