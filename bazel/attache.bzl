@@ -18,13 +18,14 @@ load("@rules_rust//rust:defs.bzl", "rust_static_library")
 _LTO = "@rules_rust//rust/settings:lto"
 _CODEGEN_UNITS = "@rules_rust//rust/settings:codegen_units"
 _FLAGS = "@rules_rust//rust/settings:extra_rustc_flags"
+_SETTINGS = [_CODEGEN_UNITS, _FLAGS, _LTO]
 
 # What an exchange costs is the code that it brings into the caches, more than the instructions: many
 # small functions lie in more of it than a few large ones.
 _INLINE_MORE = "-Cllvm-args=-inline-threshold=1000"
 
 def _whole_program_impl(settings, _attr):
-    changed = {name: settings[name] for name in [_CODEGEN_UNITS, _FLAGS, _LTO]}
+    changed = {name: settings[name] for name in _SETTINGS}
 
     # What Bazel gives is no string: compared with one, it is never equal.
     if str(settings["//command_line_option:compilation_mode"]) == "opt":
@@ -40,17 +41,8 @@ def _whole_program_impl(settings, _attr):
 # What the command line says about it stands.
 _whole_program = transition(
     implementation = _whole_program_impl,
-    inputs = [
-        "//command_line_option:compilation_mode",
-        _CODEGEN_UNITS,
-        _FLAGS,
-        _LTO,
-    ],
-    outputs = [
-        _CODEGEN_UNITS,
-        _FLAGS,
-        _LTO,
-    ],
+    inputs = ["//command_line_option:compilation_mode"] + _SETTINGS,
+    outputs = _SETTINGS,
 )
 
 def _linkable_impl(ctx):
